@@ -1,0 +1,55 @@
+"""Tiny environments that make one property visible each."""
+
+import gymnasium as gym
+import numpy as np
+
+
+class Target(gym.Env):
+    """Reward −‖a − target‖² for actions in [-3,3]^2 around target = 3 tanh(obs); episodes of 7 steps.
+
+    They end by truncation (the time limit), or by termination if `terminate`.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 5}
+
+    def __init__(self, terminate=False, render_mode=None):
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (3,), np.float64)
+        self.action_space = gym.spaces.Box(-3.0, 3.0, (2,), np.float32)
+        self.terminate, self.render_mode, self.actions = terminate, render_mode, []
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps, self.obs = 0, self.np_random.normal(size=3)
+        return self.obs, {}
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        self.actions.append(action)
+        reward = -np.square(action - 3 * np.tanh(self.obs[:2])).sum()
+        self.steps, self.obs = self.steps + 1, self.np_random.normal(size=3)
+        end = self.steps == 7
+        return self.obs, reward, end and self.terminate, end and not self.terminate, {}
+
+    def render(self):
+        return np.full((32, 32, 3), 40 * self.steps % 256, np.uint8)
+
+
+class OtherSpaces(Target):
+    """A task that the script must refuse."""
+
+    def __init__(self, which="discrete", render_mode=None):
+        super().__init__()
+        if which == "discrete":
+            self.action_space = gym.spaces.Discrete(2)
+        elif which == "dict":
+            self.observation_space = gym.spaces.Dict({"x": self.observation_space})
+        elif which == "unbounded":
+            self.action_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+        elif which == "image":
+            self.observation_space = gym.spaces.Box(0, 255, (3, 5, 7), np.uint8)
+
+
+gym.register("Target-v0", Target)
+gym.register("Terminating-v0", Target, kwargs={"terminate": True})
+for which in ("discrete", "dict", "unbounded", "image"):
+    gym.register(f"Refused-{which}-v0", OtherSpaces, kwargs={"which": which})
