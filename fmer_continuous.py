@@ -1,9 +1,8 @@
 """FMER: Flow Matching Policy with Entropy Regularization (arXiv 2603.17685) on continuous control.
 
-The policy is an ODE: noise x_0 ~ N(0,I) flows along a learned velocity v(s, x, t) to a latent x_1,
-and the action is a = tanh x_1. It improves by regressing v on its own samples, weighted by their
-advantage, while a closed-form entropy keeps it open. No gradient ever crosses the ODE solver.
-Equations `Eq. (n)` and lines `Alg. 1, line n` are those of the README.
+The policy is an ODE: noise x_0 flows along a learned velocity v(s, x, t) to x_1, and a = tanh x_1.
+It improves by regressing v on its own samples, weighted by their advantage, while a closed-form
+entropy keeps it open. No gradient ever crosses the ODE solver. README: Eqs. (1)-(14), Alg. 1.
 
     python fmer_continuous.py --env-id Hopper-v4
 """
@@ -11,7 +10,6 @@ Equations `Eq. (n)` and lines `Alg. 1, line n` are those of the README.
 import copy
 import csv
 import math
-import re
 import sys
 import time
 import warnings
@@ -72,22 +70,17 @@ class Args:
     ess_target: float = 0.3  # ρ, effective share of the candidates, Eq. (6)
     alpha: float = 0.1  # α of Eq. (10); its initial value if tuned
     autotune: bool = True  # tune α to hold the entropy at its target, Eq. (11)
-    target_entropy_scale: float = -1.0  # H̄ in nats per action dimension, below log 2, Eq. (11)
+    target_entropy_scale: float = -1.5  # H̄ in nats per action dimension, below log 2, Eq. (11)
     exact_entropy: bool = True  # Eq. (8); otherwise its continuous-time limit, Eq. (9)
 
 
 def check_args(args: Args) -> None:
     """Refuse what cannot be trained, in one line that names the flag (raises SystemExit)."""
-    ranges = {
-        "seed": (0, EVAL_SEED - 1),
-        "eval_interval": (0, math.inf),
-        "gamma": (0, 1),
-        "tau": (0, 1),
-        "actor_batch_size": (1, args.batch_size),
-        "ess_target": (1 / max(args.num_candidates, 1), 1),
-        "target_entropy_scale": (-1e3, 0.69),  # the uniform policy has log 2 per dimension
-        "alpha": (1e-9 if args.autotune else 0, math.inf),
-    }
+    ranges = dict.fromkeys(("gamma", "tau"), (0, 1)) | {"actor_batch_size": (1, args.batch_size)}
+    ranges |= {"seed": (0, EVAL_SEED - 1), "eval_interval": (0, math.inf)}
+    ranges |= {"ess_target": (1 / max(args.num_candidates, 1), 1)}
+    ranges |= {"target_entropy_scale": (-1e3, 0.69)}  # the uniform policy has log 2 = 0.693
+    ranges |= {} if args.autotune else {"alpha": (0, math.inf)}
     for name, value in asdict(args).items():
         low, high = ranges.get(name, (sys.float_info.min, sys.float_info.max))
         if type(value) in (int, float) and not low <= value <= high:
@@ -95,23 +88,28 @@ def check_args(args: Args) -> None:
             raise SystemExit(f"error: --{name.replace('_', '-')} must {rule}, not {value}")
 
 
-def make_env(env_id: str, render_mode: str | None = None) -> gym.Env:
-    """The task, its actions rescaled to [-1,1]^d; SystemExit where that has no meaning."""
+def make_env(task: str, render_mode: str | None = None) -> gym.Env:
+    """The task with actions rescaled to [-1,1]^d; SystemExit where that has no meaning."""
     try:
-        env = gym.make(env_id, render_mode=render_mode)
+        env = gym.make(task, render_mode=render_mode)
     except Exception as error:  # an import error, an unknown id, a missing simulator, …
-        raise SystemExit(f"error: cannot make {env_id!r}: {str(error).splitlines()[0]}") from None
-    for kind, space in (("observation", env.observation_space), ("action", env.action_space)):
+        raise SystemExit(f"error: cannot make {task!r}: {str(error).splitlines()[0]}") from None
+    for space in (env.observation_space, env.action_space):
         if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
-            raise SystemExit(f"error: {env_id} needs a flat Box {kind} space, but has {space}")
+            raise SystemExit(f"error: {task}: {space} is not a flat Box")
     if not env.action_space.is_bounded():
-        raise SystemExit(f"error: {env_id} needs finite action bounds, but has {env.action_space}")
-    env = gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
-    return gym.wrappers.RecordEpisodeStatistics(env)
+        raise SystemExit(f"error: {task}: the actions {env.action_space} have no finite bounds")
+    one = env.action_space.dtype.type(1)
+    return gym.wrappers.RecordEpisodeStatistics(gym.wrappers.RescaleAction(env, -one, one))
+
+
+def episode_metrics(info: dict) -> dict[str, float]:
+    """What is recorded of a finished episode, from its last `info` and before the next reset."""
+    return {"return": float(info["episode"]["r"]), "length": int(info["episode"]["l"])}
 
 
 class ReplayBuffer:
-    """The last `capacity` transitions on `device`, packed: one row (s, a, r, s', terminated) each."""
+    """The last `capacity` transitions on `device`, a packed row (s, a, r, s', terminated) each."""
 
     def __init__(self, capacity: int, obs_dim: int, action_dim: int, device: torch.device):
         self.widths = [obs_dim, action_dim, 1, obs_dim, 1]
@@ -136,11 +134,8 @@ class ReplayBuffer:
 
 
 class MLP(nn.Module):
-    """Two hidden SiLU layers on the concatenated inputs, (…,in_dims[i]) -> (…,out_dim).
-
-    Each input has its own first-layer matrix: their sum is the layer on the concatenation, and
-    broadcasts, so that the state is never copied for its candidates.
-    """
+    """Two hidden SiLU layers, (…,in_dims[i]) -> (…,out_dim). Each input has its own first matrix:
+    their sum is a layer on the concatenation, but never copies the state for its candidates."""
 
     def __init__(self, in_dims: list[int], hidden_dim: int, out_dim: int):
         super().__init__()
@@ -270,12 +265,12 @@ class Agent(nn.Module):
     def __init__(self, obs_dim: int, action_dim: int, args: Args):
         super().__init__()
         self.args, self.target_entropy = args, args.target_entropy_scale * action_dim
-        self.solver = {"flow_steps": args.flow_steps, "action_dim": action_dim}
+        self.solver = dict(flow_steps=args.flow_steps, action_dim=action_dim)
         self.velocity = VelocityField(obs_dim, action_dim, args.hidden_dim)
         self.critic = TwinQ(obs_dim, action_dim, args.hidden_dim)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
-        self.log_alpha = nn.Parameter(torch.tensor(args.alpha).log(), args.autotune)
-        temperature = torch.tensor(args.temperature)
+        alpha, temperature = torch.tensor(args.alpha), torch.tensor(args.temperature)
+        self.log_alpha = nn.Parameter(alpha.log(), args.autotune)
         self.log_temperature = nn.Parameter(temperature.log(), args.autotune_temperature)
         groups = [
             {"params": self.velocity.parameters(), "lr": args.policy_lr},
@@ -310,7 +305,7 @@ class Agent(nn.Module):
     def update_critic(self, s, a, r, next_s, terminated) -> dict:
         """Alg. 1, line 5: L_Q = Σ_j E (Q_j(s,a) − y)².  Eqs. (12), (13)"""
         num = self.args.num_target_candidates
-        _, next_value = best_of(self.velocity, self.target_critic, next_s, num, **self.solver)
+        next_value = best_of(self.velocity, self.target_critic, next_s, num, **self.solver)[1]
         y = td_target(r, terminated, next_value, self.args.gamma)  # (B,)
         q = self.critic(s, a)  # (2,B)
         loss = (q - y).square().mean(1).sum()
@@ -331,16 +326,14 @@ class Agent(nn.Module):
         dual_alpha = self.log_alpha * (entropy.detach() - self.target_entropy)  # Eq. (11)
         dual_temperature = self.log_temperature * (ess_share - self.args.ess_target)  # Eq. (6)
         self.descend(flow_matching - alpha * entropy + dual_alpha + dual_temperature)
-        metrics = {"flow_matching": flow_matching.detach(), "entropy": entropy.detach()}
-        metrics |= {"alpha": alpha, "temperature": temperature, "ess": ess_share}
-        return metrics | {"q_spread": q.std(-1).mean()}
+        losses = {"flow_matching": flow_matching.detach(), "entropy": entropy.detach()}
+        return losses | {"alpha": alpha, "temperature": temperature, "ess": ess_share}
 
 
 def evaluate(agent: Agent, envs: list[gym.Env]) -> list[dict]:
-    """One episode in each environment, on fixed seeds; returns the last `info` of each.
+    """One episode on a fixed seed in each environment, in lockstep; returns the last `info`s.
 
-    All episodes advance in lockstep, so that one ODE solve serves them. The noise has a generator
-    of its own: evaluating leaves training as it was, and every evaluation sees the same noise.
+    The noise has its own generator: evaluating leaves training as it was, and always sees the same.
     """
     generator = torch.Generator(agent.log_alpha.device).manual_seed(EVAL_SEED)
     obs = np.stack([env.reset(seed=EVAL_SEED + i)[0] for i, env in enumerate(envs)])
@@ -356,11 +349,10 @@ def evaluate(agent: Agent, envs: list[gym.Env]) -> list[dict]:
     return last_infos
 
 
-def record_video(agent: Agent, env_id: str, folder: Path) -> None:
+def record_video(agent: Agent, task: str, folder: str) -> None:
     """One evaluation episode as an mp4 in `folder`. The run is done: failing only warns."""
     try:
-        env = make_env(env_id, "rgb_array")
-        env = gym.wrappers.RecordVideo(env, str(folder), disable_logger=True)
+        env = gym.wrappers.RecordVideo(make_env(task, "rgb_array"), folder, disable_logger=True)
         evaluate(agent, [env])
         env.close()
     except (Exception, SystemExit) as error:  # no OpenGL, no encoder, …
@@ -375,58 +367,64 @@ def main(args: Args) -> dict:
     torch.use_deterministic_algorithms(args.torch_deterministic, warn_only=True)
     torch.manual_seed(args.seed)
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
-    env = make_env(args.env_id)
-    eval_envs = [make_env(args.env_id) for _ in range(args.eval_episodes)]
+    task, task_name = args.env_id, args.env_id.replace("/", "_").replace(":", "_")
+    env = make_env(task)
+    eval_envs = [make_env(task) for _ in range(args.eval_episodes)]
     obs_dim, action_dim = env.observation_space.shape[0], env.action_space.shape[0]
     buffer = ReplayBuffer(args.buffer_size, obs_dim, action_dim, device)
     agent = Agent(obs_dim, action_dim, args).to(device)  # Alg. 1, line 1
 
-    task = re.sub(r"\W", "_", args.env_id)
-    run_dir = Path(args.run_dir or f"runs/{task}__{args.exp_name}__{args.seed}__{int(time.time())}")
+    run_name = f"runs/{task_name}__{args.exp_name}__{args.seed}__{int(time.time())}"
+    run_dir = Path(args.run_dir or run_name)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         eval_file = open(run_dir / "eval.csv", "x", newline="")  # "x": never overwrite a run
     except OSError as error:
         raise SystemExit(f"error: cannot start a run in {run_dir}: {error}") from None
-    eval_csv = csv.writer(eval_file)
-    eval_csv.writerow(["step", "episode", "return", "length", "seconds"])
     writer = SummaryWriter(run_dir)
-    table = "".join(f"|{name}|{value}|\n" for name, value in asdict(args).items())
-    writer.add_text("hyperparameters", f"|flag|value|\n|-|-|\n{table}")
+    flags = "".join(f"|{name}|{value}|\n" for name, value in asdict(args).items())
+    writer.add_text("hyperparameters", f"|flag|value|\n|-|-|\n{flags}")
     start, episode, eval_returns, metrics, shown = time.time(), 0, [], {}, {}
 
     def run_evaluation(step: int) -> None:
-        episodes = [info["episode"] for info in evaluate(agent, eval_envs)]
-        returns = np.array([float(each["r"]) for each in episodes])
+        episodes = [episode_metrics(info) for info in evaluate(agent, eval_envs)]
+        table = csv.DictWriter(eval_file, ["step", "episode", *episodes[0], "seconds"])
+        if not eval_returns:
+            table.writeheader()
         for i, each in enumerate(episodes):
-            eval_csv.writerow([step, i, returns[i], each["l"], round(time.time() - start, 1)])
+            table.writerow(
+                {"step": step, "episode": i, **each, "seconds": int(time.time() - start)}
+            )
         eval_file.flush()
+        for name in episodes[0]:
+            writer.add_scalar(f"eval/{name}", np.mean([each[name] for each in episodes]), step)
+        returns = np.array([each["return"] for each in episodes])
         for name in ("mean", "std", "min", "max"):
             writer.add_scalar(f"eval/return_{name}", getattr(returns, name)(), step)
         eval_returns.append((step, returns.mean().item()))
-        shown["eval"] = f"{returns.mean():.1f}"
+        shown["eval"] = round(returns.mean(), 1)
 
     if args.eval_interval:
         run_evaluation(0)
     obs, _ = env.reset(seed=args.seed)
-    progress = tqdm(range(1, args.total_timesteps + 1), task, mininterval=1, dynamic_ncols=True)
+    progress = tqdm(range(1, args.total_timesteps + 1), task_name, mininterval=1)
     for step in progress:  # Alg. 1, line 2
         if step <= args.learning_starts:  # Alg. 1, line 3
             action = (2 * torch.rand(action_dim, device=device) - 1).cpu().numpy()
         else:
             action = agent.act(obs[None])[0]
             # Alg. 1, line 4: launched before the simulator steps, so that a GPU learns meanwhile
-            batch = buffer.sample(args.batch_size)
-            metrics |= agent.update(batch, with_actor=step % args.policy_frequency == 0)
+            batch, with_actor = buffer.sample(args.batch_size), step % args.policy_frequency == 0
+            metrics |= agent.update(batch, with_actor)
 
         next_obs, reward, terminated, truncated, info = env.step(action)  # Alg. 1, line 11
         buffer.add(obs, action, reward, next_obs, terminated)
         obs = next_obs
         if terminated or truncated:
             episode += 1
-            writer.add_scalar("charts/episodic_return", info["episode"]["r"], step)
-            writer.add_scalar("charts/episodic_length", info["episode"]["l"], step)
-            shown["return"] = f"{info['episode']['r']:.1f}"
+            for name, value in episode_metrics(info).items():
+                writer.add_scalar(f"charts/episodic_{name}", value, step)
+            shown["return"] = round(float(info["episode"]["r"]), 1)
             obs, _ = env.reset(seed=(args.seed + 1_000_003 * episode) % EVAL_SEED)
 
         if step % args.log_interval == 0:
@@ -438,11 +436,10 @@ def main(args: Args) -> dict:
         progress.set_postfix(shown, refresh=False)
 
     if args.capture_video:
-        record_video(agent, args.env_id, run_dir / "videos")
-    for each in (env, *eval_envs, eval_file, writer):
-        each.close()
-    results = {"eval_returns": eval_returns, "run_dir": str(run_dir)}
-    return results | {"agent": agent, "buffer": buffer}
+        record_video(agent, task, f"{run_dir}/videos")
+    for resource in (env, *eval_envs, eval_file, writer):
+        resource.close()
+    return dict(eval_returns=eval_returns, run_dir=str(run_dir), agent=agent, buffer=buffer)
 
 
 if __name__ == "__main__":

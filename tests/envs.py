@@ -5,10 +5,7 @@ import numpy as np
 
 
 class Target(gym.Env):
-    """Reward −‖a − target‖² for actions in [-3,3]^2 around target = 3 tanh(obs); episodes of 7 steps.
-
-    They end by truncation (the time limit), or by termination if `terminate`.
-    """
+    """Reward −‖a − 3 tanh(obs)‖², a in [-3,3]², for 7 steps: then truncated, or terminated."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 5}
 

@@ -168,6 +168,7 @@ def test_self_distillation_holds_the_entropy_of_the_real_policy_at_its_target():
     torch.manual_seed(1)
     torch.set_num_threads(1)
     args = small(hidden_dim=64, flow_steps=5, num_candidates=8, policy_lr=2e-3, dual_lr=5e-3)
+    args.target_entropy_scale = -1.0
     agent = fmer.Agent(1, 2, args)
     for q in (agent.critic.q1, agent.critic.q2):
         torch.nn.init.zeros_(q.out.weight)
@@ -283,9 +284,10 @@ def test_output_files(tmp_path):
 
     events = EventAccumulator(str(directory)).Reload()
     tags = set(events.Tags()["scalars"])
-    losses = "critic q_values q_spread flow_matching entropy alpha temperature ess"
+    losses = "critic q_values flow_matching entropy alpha temperature ess"
     assert tags == {f"losses/{name}" for name in losses.split()} | {
-        f"eval/return_{name}" for name in ("mean", "std", "min", "max")
+        f"eval/{name}"
+        for name in "return length return_mean return_std return_min return_max".split()
     } | {"charts/SPS", "charts/episodic_return", "charts/episodic_length"}
     assert [e.step for e in events.Scalars("charts/episodic_return")] == list(range(7, 98, 7))
     assert [e.step for e in events.Scalars("losses/critic")] == [39, 52, 65, 78, 91]
@@ -296,7 +298,7 @@ def test_default_run_directory_is_cleanrls(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     directory = fmer.main(small(seed=7))["run_dir"]
     head, exp, seed, stamp = directory.split("__")
-    assert (head, exp, seed) == ("runs/Target_v0", "fmer_continuous", "7") and stamp.isdigit()
+    assert (head, exp, seed) == ("runs/Target-v0", "fmer_continuous", "7") and stamp.isdigit()
 
 
 def test_video_of_an_evaluation_episode(tmp_path):
@@ -349,10 +351,10 @@ def test_every_flag_has_a_help_sentence(capsys):
         ({"env_id": "NoSuchTask-v0"}, "NoSuchTask"),
         ({"env_id": "no_such_module:Task-v0"}, "no_such_module"),
         ({"env_id": "not an id"}, "not an id"),
-        ({"env_id": "Refused-discrete-v0"}, "flat Box action"),
-        ({"env_id": "Refused-dict-v0"}, "flat Box observation"),
-        ({"env_id": "Refused-image-v0"}, "flat Box observation"),
-        ({"env_id": "Refused-unbounded-v0"}, "finite action bounds"),
+        ({"env_id": "Refused-discrete-v0"}, "Discrete(2) is not a flat Box"),
+        ({"env_id": "Refused-dict-v0"}, "is not a flat Box"),
+        ({"env_id": "Refused-image-v0"}, "(3, 5, 7), uint8) is not a flat Box"),
+        ({"env_id": "Refused-unbounded-v0"}, "no finite bounds"),
     ],
 )
 def test_bad_input_is_refused_before_training(tmp_path, changes, complaint):
@@ -384,7 +386,7 @@ def test_command_line_trains_a_mujoco_task_and_refuses_bad_flags(tmp_path):
     flags = "--env-id Hopper-v4 --total-timesteps 130 --learning-starts 100 --eval-episodes 2"
     done = command(*flags.split(), "--no-cuda", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("done: runs/Hopper_v4__fmer_continuous__1__")
+    assert done.stdout.startswith("done: runs/Hopper-v4__fmer_continuous__1__")
     assert "130/130" in done.stderr and "Warning" not in done.stderr
     refused = command("--gamma", "1.5", cwd=tmp_path)
     assert refused.returncode == 1 and refused.stdout == ""
