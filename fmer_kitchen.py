@@ -333,22 +333,22 @@ class Agent(nn.Module):
 
 
 def evaluate(agent: Agent, envs: list[gym.Env]) -> list[dict]:
-    """One episode on a fixed seed in each environment, in lockstep; returns the last `info`s.
+    """The `episode_metrics` of one episode on a fixed seed in each environment, in lockstep.
 
     The noise has its own generator: evaluating leaves training as it was, and always sees the same.
     """
     generator = torch.Generator(agent.log_alpha.device).manual_seed(EVAL_SEED)
     obs = np.stack([env.reset(seed=EVAL_SEED + i)[0] for i, env in enumerate(envs)])
-    last_infos: list[dict] = [{} for _ in envs]
+    metrics: list[dict] = [{} for _ in envs]
     running = list(range(len(envs)))
     while running:
         actions = agent.act(obs, generator)
         for i in tuple(running):
             obs[i], _, terminated, truncated, info = envs[i].step(actions[i])
             if terminated or truncated:
-                last_infos[i] = info
+                metrics[i] = episode_metrics(info)
                 running.remove(i)
-    return last_infos
+    return metrics
 
 
 def record_video(agent: Agent, task: str, folder: str) -> None:
@@ -391,7 +391,7 @@ def main(args: Args) -> dict:
     start, episode, eval_returns, metrics, shown = time.time(), 0, [], {}, {}
 
     def run_evaluation(step: int) -> None:
-        episodes = [episode_metrics(info) for info in evaluate(agent, eval_envs)]
+        episodes = evaluate(agent, eval_envs)
         table = csv.DictWriter(eval_file, ["step", "episode", *episodes[0], "seconds"])
         if not eval_returns:
             table.writeheader()

@@ -243,8 +243,8 @@ def test_evaluating_never_changes_training(tmp_path):
 def test_evaluation_repeats_exactly_and_is_the_same_for_every_seed(tmp_path):
     agent = run(tmp_path)["agent"]
     tasks = [fmer.make_env("Target-v0") for _ in range(3)]
-    results = [[info["episode"]["r"] for info in fmer.evaluate(agent, tasks)] for _ in range(2)]
-    assert results[0] == results[1] and len(set(map(float, results[0]))) == 3
+    results = [[m["return"] for m in fmer.evaluate(agent, tasks)] for _ in range(2)]
+    assert results[0] == results[1] and len(set(results[0])) == 3
     at_zero = [
         run(tmp_path, f"s{seed}", seed=seed, eval_interval=97)["eval_returns"][0] for seed in (5, 6)
     ]

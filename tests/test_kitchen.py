@@ -56,17 +56,11 @@ def test_completions_are_counted_once_and_before_the_reset():
     tasks = ["kettle", "microwave", "light switch"]
     env = Script(tasks, {2: ["kettle"], 5: ["microwave", "microwave"]})
     env = gym.wrappers.RecordEpisodeStatistics(env)
-    agent = fmer.Agent(3, 2, small())
-    (info,) = fmer.evaluate(agent, [env])
-    metrics = fmer.episode_metrics(info)
+    (metrics,) = fmer.evaluate(fmer.Agent(3, 2, small()), [env])
     assert metrics["tasks_completed"] == 2 and metrics["success_rate"] == pytest.approx(2 / 3)
     assert metrics["task/kettle"] == metrics["task/microwave"] == 1
     assert metrics["task/light switch"] == metrics["task/hinge cabinet"] == 0
     assert metrics["return"] == 2 and metrics["length"] == 7
-    env.reset()
-    assert fmer.episode_metrics(info)["tasks_completed"] == 0, (
-        "the trap is real: the list is aliased"
-    )
 
 
 def test_the_real_environment_aliases_its_list_too():
@@ -74,15 +68,15 @@ def test_the_real_environment_aliases_its_list_too():
     env.reset(seed=1)
     info = env.step(np.zeros(9, np.float32))[4]
     info["episode_task_completions"].append("kettle")
-    assert env.step(np.zeros(9, np.float32))[4]["episode_task_completions"] == ["kettle"]
+    info = env.step(np.zeros(9, np.float32))[4] | {"episode": {"r": 1, "l": 2}}
+    assert fmer.episode_metrics(info)["task/kettle"] == 1
     env.reset(seed=1)
-    assert info["episode_task_completions"] == []
+    assert fmer.episode_metrics(info)["task/kettle"] == 0, "too late: hence before the reset"
 
 
 def test_all_tasks_done_ends_the_episode():
     env = gym.wrappers.RecordEpisodeStatistics(Script(["kettle"], {3: ["kettle"]}))
-    (info,) = fmer.evaluate(fmer.Agent(3, 2, small()), [env])
-    metrics = fmer.episode_metrics(info)
+    (metrics,) = fmer.evaluate(fmer.Agent(3, 2, small()), [env])
     assert metrics["length"] == 3 and metrics["success_rate"] == 1
 
 
