@@ -7,8 +7,8 @@ The rest is the same text, held so by a test. README: Eqs. (1)-(14), Alg. 1.
 """
 
 import copy
-import csv
 import math
+import os
 import sys
 import time
 import warnings
@@ -366,6 +366,7 @@ def main(args: Args) -> dict:
     check_args(args)
     warnings.filterwarnings("ignore", message=".*share an object")  # the goals, which are unused
     torch.set_num_threads(args.num_threads)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what determinism costs on CUDA
     torch.use_deterministic_algorithms(args.torch_deterministic, warn_only=True)
     torch.manual_seed(args.seed)
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
@@ -382,7 +383,7 @@ def main(args: Args) -> dict:
     run_dir = Path(args.run_dir or run_name)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        eval_file = open(run_dir / "eval.csv", "x", newline="")  # "x": never overwrite a run
+        eval_file = open(run_dir / "eval.csv", "x")  # "x": never overwrite a run
     except OSError as error:
         raise SystemExit(f"error: cannot start a run in {run_dir}: {error}") from None
     writer = SummaryWriter(run_dir)
@@ -392,13 +393,10 @@ def main(args: Args) -> dict:
 
     def run_evaluation(step: int) -> None:
         episodes = evaluate(agent, eval_envs)
-        table = csv.DictWriter(eval_file, ["step", "episode", *episodes[0], "seconds"])
         if not eval_returns:
-            table.writeheader()
+            print("step", "episode", *episodes[0], "seconds", sep=",", file=eval_file)
         for i, each in enumerate(episodes):
-            table.writerow(
-                {"step": step, "episode": i, **each, "seconds": int(time.time() - start)}
-            )
+            print(step, i, *each.values(), int(time.time() - start), sep=",", file=eval_file)
         eval_file.flush()
         for name in episodes[0]:
             writer.add_scalar(f"eval/{name}", np.mean([each[name] for each in episodes]), step)
