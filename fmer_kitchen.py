@@ -67,14 +67,14 @@ class Args:
     flow_steps: int = 10  # K, Euler steps from noise to action, Eq. (2)
     num_candidates: int = 16  # N, candidates per state in a policy update, Eq. (4)
     num_act_candidates: int = 16  # M, candidates of which the best is executed, Eq. (14)
-    num_target_candidates: int = 4  # M', candidates in the bootstrapped value, Eq. (12)
+    num_target_candidates: int = 1  # M', candidates in the bootstrapped value, Eq. (12)
     actor_batch_size: int = 256  # states in a policy update, at most batch_size, Eq. (10)
-    temperature: float = 1.0  # T of Eq. (5); its initial value if tuned
+    temperature: float = 0.01  # T of Eq. (5); its initial value if tuned
     autotune_temperature: bool = True  # tune T to hold ESS/N at ess_target, Eq. (6)
-    ess_target: float = 0.3  # ρ, effective share of the candidates, Eq. (6)
+    ess_target: float = 0.6  # ρ, effective share of the candidates, Eq. (6)
     alpha: float = 0.1  # α of Eq. (10); its initial value if tuned
     autotune: bool = True  # tune α to hold the entropy at its target, Eq. (11)
-    target_entropy_scale: float = -1.5  # H̄ in nats per action dimension, below log 2, Eq. (11)
+    target_entropy_scale: float = 0.0  # H̄ in nats per action dimension, below log 2, Eq. (11)
     exact_entropy: bool = True  # Eq. (8); otherwise its continuous-time limit, Eq. (9)
 
 

@@ -163,6 +163,72 @@ def test_the_critic_regresses_on_the_target_of_eq_12():
     torch.testing.assert_close(loss, 2 * (5 - y).square().mean())
 
 
+class Probe(torch.nn.Module):
+    """Q_1 = s_0 − 3 (a_0 − 0.3)², Q_2 = Q_1 − a_1; remembers the candidates it was asked about."""
+
+    def forward(self, s, a):
+        self.s, self.a = s, a
+        q1 = s[..., 0] - 3 * (a[..., 0] - 0.3).square()
+        return torch.stack([q1, q1 - a[..., 1]])
+
+
+def test_the_target_asks_the_target_critics_about_m_prime_candidates_of_the_next_state():
+    agent = fmer.Agent(S, D, small(gamma=0.5))
+    agent.target_critic = probe = Probe()
+    for q in (agent.critic.q1, agent.critic.q2):
+        torch.nn.init.zeros_(q.out.weight), torch.nn.init.zeros_(q.out.bias)
+    s, a, r, next_s, terminated = random_batch()
+    loss = agent.update_critic(s, a, r, next_s, terminated)["critic"]
+    assert probe.a.shape == (29, 2, D) and torch.equal(probe.s.squeeze(1), next_s)
+    value = probe(next_s.unsqueeze(1), probe.a).min(0).values.max(1).values
+    torch.testing.assert_close(loss, 2 * (r + 0.5 * value).square().mean())
+
+
+def test_acting_takes_the_best_of_m_candidates_by_the_critics():
+    agent = fmer.Agent(S, D, small())
+    agent.critic = probe = Probe()
+    obs = np.random.default_rng(0).normal(size=(2, S))
+    a = torch.as_tensor(agent.act(obs))
+    assert probe.a.shape == (2, 5, D) and (probe.a.abs() <= 1).all()
+    best = probe(torch.as_tensor(obs).unsqueeze(1), probe.a).min(0).values.argmax(1)
+    assert torch.equal(a, probe.a[torch.arange(2), best])
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_the_actor_weights_its_candidates_by_the_smaller_q_of_their_actions(monkeypatch, exact):
+    agent, seen = fmer.Agent(S, D, small(temperature=0.3, exact_entropy=exact)), []
+    agent.critic.forward = Probe().forward
+    monkeypatch.setattr(agent, "update_critic", lambda *batch: {})
+    loss, entropy = fmer.flow_matching_loss, fmer.policy_entropy
+    monkeypatch.setattr(fmer, "flow_matching_loss", lambda *a: (seen.append(a), loss(*a))[1])
+    monkeypatch.setattr(fmer, "policy_entropy", lambda *a: (seen.append(a), entropy(*a))[1])
+    batch = random_batch()
+    agent.update(batch, with_actor=True)
+    (_, s, x1, weights), (_, _, path, exact_flag) = seen
+    assert torch.equal(s, batch[0][:23]), "the first actor_batch_size states"
+    q = Probe()(s.unsqueeze(1), x1.tanh()).min(0).values
+    torch.testing.assert_close(weights, torch.softmax(q / 0.3, 1))
+    assert torch.equal(path[-1], x1) and x1.shape == (23, 7, D) and exact_flag == exact
+
+
+def test_learning_rates_reach_their_networks():
+    """The first Adam step moves every parameter with a gradient by its learning rate."""
+    agent = fmer.Agent(S, D, small(policy_lr=3e-4, q_lr=2e-3, dual_lr=1e-2))
+    before = snapshot(agent)
+    agent.update(random_batch(), with_actor=True)
+    for prefix, rate in (("velocity", 3e-4), ("critic", 2e-3), ("log_", 1e-2)):
+        moved = [(p - before[n]).abs().max() for n, p in agent.state_dict().items()
+                 if n.startswith(prefix)]  # fmt: skip
+        assert max(moved) == pytest.approx(rate, rel=0.01), prefix
+
+
+def test_alpha_follows_the_entropy_gap_alone():
+    """At first H = d·H_0 exactly. Just above its target, α falls, whatever α·H itself would say."""
+    agent = fmer.Agent(S, D, small(target_entropy_scale=fmer.BASE_ENTROPY - 0.03, dual_lr=0.01))
+    agent.update_actor(random_batch()[0])
+    assert agent.log_alpha.item() == pytest.approx(math.log(0.1) - 0.01, abs=1e-5)
+
+
 def test_self_distillation_holds_the_entropy_of_the_real_policy_at_its_target():
     """Flat critic (uniform weights), target −1 nat per dimension: the histogram entropy agrees."""
     torch.manual_seed(1)
@@ -206,6 +272,7 @@ def test_warm_up_is_uniform_and_actions_are_rescaled_to_the_box(tmp_path, monkey
     warm_up = stored[:490]
     assert abs(warm_up.mean()) < 0.06 and abs(warm_up.std() - 3**-0.5) < 0.03
     assert np.abs(stored).max() <= 1
+    assert warm_up.max() > 0.99 and warm_up.min() < -0.99
 
 
 @pytest.mark.parametrize(("env_id", "ends"), [("Target-v0", 0), ("Terminating-v0", 97 // 7)])
@@ -222,6 +289,20 @@ def test_stored_transitions_join_up_within_an_episode_only(tmp_path):
     joins = (s[1:] == next_s[:-1]).all(1)
     ends = torch.arange(1, 97) % 7 == 0
     assert torch.equal(joins, ~ends)
+
+
+def test_every_training_episode_has_its_own_seed_apart_from_evaluation(tmp_path, monkeypatch):
+    seeds, reset = [], envs.Target.reset
+
+    def recording_reset(self, seed=None, options=None):
+        seeds.append(seed)
+        return reset(self, seed, options)
+
+    monkeypatch.setattr(envs.Target, "reset", recording_reset)
+    for seed in (3, 4):
+        run(tmp_path, f"seed{seed}", seed=seed)
+    assert len(seeds) == 2 * (1 + 97 // 7) == len(set(seeds))
+    assert max(seeds) < fmer.EVAL_SEED and seeds[0] == 3
 
 
 def test_same_seed_same_parameters_other_seed_others(tmp_path):

@@ -257,6 +257,19 @@ def test_the_ode_limit_approaches_the_exact_entropy_as_one_over_k():
     assert gaps[1] / gaps[2] == pytest.approx(2, rel=0.1)
 
 
+def test_the_ode_limit_is_the_entropy_of_the_exact_flow():
+    """v = A x, K large: x_1 = e^A x_0, so H = tr A + ½ d log 2πe + Σ_j E log sech²(σ_j z)."""
+    matrix = torch.tensor([[0.6, -0.9, 0.2], [0.3, -0.5, 0.8], [-0.4, 0.1, 0.4]])
+    flow = torch.linalg.matrix_exp(matrix)
+    expected = matrix.trace() + D * 0.5 * math.log(2 * math.pi * math.e)
+    for sigma in (flow @ flow.T).diagonal().sqrt():
+        expected += gauss_expectation(fmer.log_sech2, sigma.item())
+    s = torch.zeros(20_011, 1)
+    path = fmer.sample_path(lambda s, x, t: x @ matrix.T, s, 1, 200, D)
+    estimate = fmer.policy_entropy(lambda s, x, t: x @ matrix.T, s, path, exact=False)
+    assert estimate.item() == pytest.approx(expected.item(), abs=0.05)
+
+
 @pytest.mark.parametrize("exact", [True, False])
 def test_entropy_gradient_matches_its_closed_form(exact):
     """v = θx: ∂/∂θ of K·E[log(1+hθ) + log sech²((1+hθ)x_k)] and of E[θ − 2θ x_k tanh x_k]."""
