@@ -137,16 +137,17 @@ class MLP(nn.Module):
     """Two hidden SiLU layers, (…,in_dims[i]) -> (…,out_dim). Each input has its own first matrix:
     their sum is a layer on the concatenation, but never copies the state for its candidates."""
 
-    def __init__(self, in_dims: list[int], hidden_dim: int, out_dim: int):
+    def __init__(self, in_dims: list[int], hidden_dim: int, out_dim: int, norm=nn.Identity):
         super().__init__()
         biases = [True] + [False] * (len(in_dims) - 1)
         self.inputs = nn.ModuleList(map(nn.Linear, in_dims, [hidden_dim] * len(in_dims), biases))
         self.hidden = nn.Linear(hidden_dim, hidden_dim)
         self.out = nn.Linear(hidden_dim, out_dim)
+        self.norm1, self.norm2 = norm(hidden_dim), norm(hidden_dim)
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        h = F.silu(sum(layer(each) for layer, each in zip(self.inputs, inputs, strict=True)))
-        return self.out(F.silu(self.hidden(h)))
+        h = sum(layer(each) for layer, each in zip(self.inputs, inputs, strict=True))
+        return self.out(F.silu(self.norm2(self.hidden(F.silu(self.norm1(h))))))
 
 
 class VelocityField(nn.Module):
@@ -169,8 +170,9 @@ class TwinQ(nn.Module):
 
     def __init__(self, obs_dim: int, action_dim: int, hidden_dim: int):
         super().__init__()
-        self.q1 = MLP([obs_dim, action_dim], hidden_dim, 1)
-        self.q2 = MLP([obs_dim, action_dim], hidden_dim, 1)
+        self.q1, self.q2 = (  # normalised: on sparse reward plain networks overestimate without end
+            MLP([obs_dim, action_dim], hidden_dim, 1, nn.LayerNorm) for _ in range(2)
+        )
 
     def forward(self, s: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
         return torch.stack([self.q1(s, a), self.q2(s, a)]).squeeze(-1)
