@@ -62,6 +62,7 @@ class Args:
     q_lr: float = 1e-3  # learning rate of the critics
     dual_lr: float = 1e-3  # learning rate of log α and log T
     hidden_dim: int = 256  # width of the two hidden layers of every network
+    layer_norm: bool = True  # normalise the critics' layers: tames overestimation on sparse reward
 
     # FMER
     flow_steps: int = 10  # K, Euler steps from noise to action, Eq. (2)
@@ -170,11 +171,10 @@ class VelocityField(nn.Module):
 class TwinQ(nn.Module):
     """Q_1 and Q_2: s (…,S), a (…,d) -> (2,…). The smaller one is the value estimate, Eq. (4)."""
 
-    def __init__(self, obs_dim: int, action_dim: int, hidden_dim: int):
+    def __init__(self, obs_dim: int, action_dim: int, hidden_dim: int, layer_norm: bool = False):
         super().__init__()
-        self.q1, self.q2 = (  # normalised: on sparse reward plain networks overestimate without end
-            MLP([obs_dim, action_dim], hidden_dim, 1, nn.LayerNorm) for _ in range(2)
-        )
+        norm = nn.LayerNorm if layer_norm else nn.Identity
+        self.q1, self.q2 = (MLP([obs_dim, action_dim], hidden_dim, 1, norm) for _ in range(2))
 
     def forward(self, s: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
         return torch.stack([self.q1(s, a), self.q2(s, a)]).squeeze(-1)
@@ -271,7 +271,7 @@ class Agent(nn.Module):
         self.args, self.target_entropy = args, args.target_entropy_scale * action_dim
         self.solver = dict(flow_steps=args.flow_steps, action_dim=action_dim)
         self.velocity = VelocityField(obs_dim, action_dim, args.hidden_dim)
-        self.critic = TwinQ(obs_dim, action_dim, args.hidden_dim)
+        self.critic = TwinQ(obs_dim, action_dim, args.hidden_dim, args.layer_norm)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         alpha, temperature = torch.tensor(args.alpha), torch.tensor(args.temperature)
         self.log_alpha = nn.Parameter(alpha.log(), args.autotune)
