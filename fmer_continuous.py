@@ -94,7 +94,7 @@ def make_env(task: str, render_mode: str | None = None) -> gym.Env:
     try:
         env = gym.make(task, render_mode=render_mode)
     except Exception as error:  # an import error, an unknown id, a missing simulator, …
-        raise SystemExit(f"error: cannot make {task!r}: {str(error).splitlines()[0]}") from None
+        raise SystemExit(f"error: cannot make {task!r}: {error!r}") from None
     for space in (env.observation_space, env.action_space):
         if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
             raise SystemExit(f"error: {task}: {space} is not a flat Box")
@@ -358,7 +358,7 @@ def record_video(agent: Agent, task: str, folder: str) -> None:
         evaluate(agent, [env])
         env.close()
     except (Exception, SystemExit) as error:  # no OpenGL, no encoder, …
-        print(f"warning: no video: {error}", file=sys.stderr)
+        print(f"warning: no video: {error!r}", file=sys.stderr)
 
 
 def main(args: Args) -> dict:

@@ -360,7 +360,7 @@ def record_video(agent: Agent, task: str, folder: str) -> None:
         evaluate(agent, [env])
         env.close()
     except (Exception, SystemExit) as error:  # no OpenGL, no encoder, …
-        print(f"warning: no video: {error}", file=sys.stderr)
+        print(f"warning: no video: {error!r}", file=sys.stderr)
 
 
 def main(args: Args) -> dict:
