@@ -38,7 +38,7 @@ class Args:
     exp_name: str = "fmer_continuous"  # names the run directory
     seed: int = 1  # seeds networks, noise, replay and environments
     total_timesteps: int = 1_000_000  # environment steps
-    torch_deterministic: bool = True  # forbid torch operations that are not reproducible
+    torch_deterministic: bool = True  # reproducible operations, and a warning where there are none
     cuda: bool = True  # use a GPU if there is one
     num_threads: int = 1  # CPU threads: more rarely helps matrices this small, and can stall
     run_dir: str = ""  # where to write; empty: runs/<env>__<exp>__<seed>__<time>
@@ -46,7 +46,6 @@ class Args:
     log_interval: int = 1_000  # steps between TensorBoard points; each reads the device once
     eval_interval: int = 10_000  # steps between evaluations (one more at step 0); 0: never
     eval_episodes: int = 10  # episodes of each evaluation, on fixed seeds
-
     # The off-policy learner
     learning_starts: int = 5_000  # steps of uniform random actions before learning
     batch_size: int = 256  # B, transitions in a critic update, Eq. (13)
@@ -59,7 +58,6 @@ class Args:
     dual_lr: float = 1e-3  # learning rate of log α and log T
     hidden_dim: int = 256  # width of the two hidden layers of every network
     layer_norm: bool = False  # normalise the critics' layers: tames overestimation on sparse reward
-
     # FMER
     flow_steps: int = 10  # K, Euler steps from noise to action, Eq. (2)
     num_candidates: int = 16  # N, candidates per state in a policy update, Eq. (4)
@@ -79,9 +77,9 @@ def check_args(args: Args) -> None:
     """Refuse what cannot be trained, in one line that names the flag (raises SystemExit)."""
     ranges = dict.fromkeys(("gamma", "tau"), (0, 1)) | {"actor_batch_size": (1, args.batch_size)}
     ranges |= {"seed": (0, EVAL_SEED - 1), "eval_interval": (0, math.inf)}
-    ranges |= {"ess_target": (1 / max(args.num_candidates, 1), 1)}
+    lowest_ess = 1 / max(args.num_candidates, 1) if args.autotune_temperature else 0
+    ranges |= {"ess_target": (lowest_ess, 1), "alpha": (1e-9 if args.autotune else 0, math.inf)}
     ranges |= {"target_entropy_scale": (-1e3, 0.69)}  # the uniform policy has log 2 = 0.693
-    ranges |= {} if args.autotune else {"alpha": (0, math.inf)}
     for name, value in asdict(args).items():
         low, high = ranges.get(name, (sys.float_info.min, sys.float_info.max))
         if type(value) in (int, float) and not low <= value <= high:
@@ -89,18 +87,18 @@ def check_args(args: Args) -> None:
             raise SystemExit(f"error: --{name.replace('_', '-')} must {rule}, not {value}")
 
 
-def make_env(task: str, render_mode: str | None = None) -> gym.Env:
+def make_env(task: str, **options) -> gym.Env:
     """The task with actions rescaled to [-1,1]^d; SystemExit where that has no meaning."""
     try:
-        env = gym.make(task, render_mode=render_mode)
+        env = gym.make(task, **options)
     except Exception as error:  # an import error, an unknown id, a missing simulator, …
         raise SystemExit(f"error: cannot make {task!r}: {error!r}") from None
     for space in (env.observation_space, env.action_space):
         if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
             raise SystemExit(f"error: {task}: {space} is not a flat Box")
-    if not env.action_space.is_bounded():
-        raise SystemExit(f"error: {task}: the actions {env.action_space} have no finite bounds")
-    one = env.action_space.dtype.type(1)
+    space, one = env.action_space, env.action_space.dtype.type(1)
+    if space.dtype.kind != "f" or not space.is_bounded() or (space.low == space.high).any():
+        raise SystemExit(f"error: {task}: the actions {space} are no real box of finite bounds")
     return gym.wrappers.RecordEpisodeStatistics(gym.wrappers.RescaleAction(env, -one, one))
 
 
@@ -241,7 +239,9 @@ def policy_entropy(velocity, s, path, exact=True):
     """
     flow_steps, batch_size, d = len(path) - 1, path.shape[1], path.shape[3]
     rows = torch.arange(batch_size, device=s.device)
-    k = (rows + torch.randint(flow_steps, (1,), device=s.device)) % flow_steps  # all k alike
+    k = (
+        rows + torch.randint(flow_steps, (1,), device=s.device)
+    ) % flow_steps  # every k equally often
     x = path[k, rows, 0].detach().requires_grad_()  # (B,d); candidates are i.i.d.: take the first
     v = velocity(s, x, (k / flow_steps).to(s.dtype).unsqueeze(1))
     if not exact:
@@ -319,7 +319,7 @@ class Agent(nn.Module):
         path = sample_path(self.velocity, s, self.args.num_candidates, **self.solver)
         alpha, temperature = self.log_alpha.exp().detach(), self.log_temperature.exp().detach()
         with torch.no_grad():
-            q = self.critic(s.unsqueeze(1), path[-1].tanh()).amin(0)  # (B,N)
+            q = self.critic(s.unsqueeze(1), path[-1].tanh()).amin(0)  # (B,N), Eq. (4)
         weights, ess = candidate_weights(q, temperature)
         ess_share = ess.mean() / self.args.num_candidates
 
@@ -354,7 +354,7 @@ def evaluate(agent: Agent, envs: list[gym.Env]) -> list[dict]:
 def record_video(agent: Agent, task: str, folder: str) -> None:
     """One evaluation episode as an mp4 in `folder`. The run is done: failing only warns."""
     try:
-        env = gym.wrappers.RecordVideo(make_env(task, "rgb_array"), folder, disable_logger=True)
+        env = gym.wrappers.RecordVideo(make_env(task, render_mode="rgb_array"), folder)
         evaluate(agent, [env])
         env.close()
     except (Exception, SystemExit) as error:  # no OpenGL, no encoder, …
@@ -370,15 +370,15 @@ def main(args: Args) -> dict:
     torch.use_deterministic_algorithms(args.torch_deterministic, warn_only=True)
     torch.manual_seed(args.seed)
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
-    task, task_name = args.env_id, args.env_id.replace("/", "_").replace(":", "_")
+    task, label = args.env_id, args.env_id.replace("/", "_").replace(":", "_")
     env = make_env(task)
     eval_envs = [make_env(task) for _ in range(args.eval_episodes)]
     obs_dim, action_dim = env.observation_space.shape[0], env.action_space.shape[0]
     buffer = ReplayBuffer(args.buffer_size, obs_dim, action_dim, device)
     agent = Agent(obs_dim, action_dim, args).to(device)  # Alg. 1, line 1
 
-    run_name = f"runs/{task_name}__{args.exp_name}__{args.seed}__{int(time.time())}"
-    run_dir = Path(args.run_dir or run_name)
+    run_name = f"{label}__{args.exp_name}__{args.seed}__{int(time.time())}"
+    run_dir = Path(args.run_dir or f"runs/{run_name}")
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         eval_file = open(run_dir / "eval.csv", "x")  # "x": never overwrite a run
@@ -406,8 +406,8 @@ def main(args: Args) -> dict:
 
     if args.eval_interval:
         run_evaluation(0)
-    obs, _ = env.reset(seed=args.seed)
-    progress = tqdm(range(1, args.total_timesteps + 1), task_name, mininterval=1)
+    obs = np.array(env.reset(seed=args.seed)[0])  # a copy: the simulator may reuse its array
+    progress = tqdm(range(1, args.total_timesteps + 1), label, mininterval=1)
     for step in progress:  # Alg. 1, line 2
         if step <= args.learning_starts:  # Alg. 1, line 3
             action = (2 * torch.rand(action_dim, device=device) - 1).cpu().numpy()
@@ -418,14 +418,14 @@ def main(args: Args) -> dict:
             metrics |= agent.update(batch, with_actor)
 
         next_obs, reward, terminated, truncated, info = env.step(action)  # Alg. 1, line 11
-        buffer.add(obs, action, reward, next_obs, terminated)
-        obs = next_obs
+        buffer.add(obs, action, float(reward), next_obs, terminated)
+        obs = np.array(next_obs)
         if terminated or truncated:
             episode += 1
             for name, value in episode_metrics(info).items():
                 writer.add_scalar(f"charts/episodic_{name}", value, step)
             shown["return"] = round(float(info["episode"]["r"]), 1)
-            obs, _ = env.reset(seed=(args.seed + 1_000_003 * episode) % EVAL_SEED)
+            obs = np.array(env.reset(seed=(args.seed + 1_000_003 * episode) % EVAL_SEED)[0])
 
         if step % args.log_interval == 0:
             for name, value in metrics.items():
@@ -435,6 +435,7 @@ def main(args: Args) -> dict:
             run_evaluation(step)
         progress.set_postfix(shown, refresh=False)
 
+    torch.save(agent.state_dict(), run_dir / "agent.pt")
     if args.capture_video:
         record_video(agent, task, f"{run_dir}/videos")
     for resource in (env, *eval_envs, eval_file, writer):

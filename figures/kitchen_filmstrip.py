@@ -55,7 +55,10 @@ def draw(film: Film, path: Path) -> None:
 def main(args: fmer_kitchen.Args) -> None:
     result = fmer_kitchen.main(args)
     tasks = list(args.tasks or fmer_kitchen.TASKS[: args.num_tasks])
-    films = [Film(fmer_kitchen.make_env(tasks, "rgb_array")) for _ in range(args.eval_episodes)]
+    films = [
+        Film(fmer_kitchen.make_env(tasks, render_mode="rgb_array"))
+        for _ in range(args.eval_episodes)
+    ]
     fmer_kitchen.evaluate(result["agent"], films)
     best = max(films, key=lambda film: len(film.done))
     path = Path(__file__).with_suffix(".png")

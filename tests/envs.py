@@ -31,6 +31,19 @@ class Target(gym.Env):
         return np.full((32, 32, 3), 40 * self.steps % 256, np.uint8)
 
 
+class Aliasing(Target):
+    """Returns the same array again and again, changed in place, and its rewards as arrays."""
+
+    def reset(self, seed=None, options=None):
+        fresh, info = super().reset(seed=seed)
+        self.shared = fresh.copy()
+        return self.shared, info
+
+    def step(self, action):
+        self.shared[:], reward, *rest = super().step(action)
+        return self.shared, np.array(reward), *rest
+
+
 class OtherSpaces(Target):
     """A task that the script must refuse."""
 
@@ -42,11 +55,16 @@ class OtherSpaces(Target):
             self.observation_space = gym.spaces.Dict({"x": self.observation_space})
         elif which == "unbounded":
             self.action_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+        elif which == "integer":
+            self.action_space = gym.spaces.Box(0, 5, (2,), np.int32)
+        elif which == "degenerate":
+            self.action_space = gym.spaces.Box(0.0, 0.0, (2,), np.float32)
         elif which == "image":
             self.observation_space = gym.spaces.Box(0, 255, (3, 5, 7), np.uint8)
 
 
 gym.register("Target-v0", Target)
+gym.register("Aliasing-v0", Aliasing, disable_env_checker=True)
 gym.register("Terminating-v0", Target, kwargs={"terminate": True})
-for which in ("discrete", "dict", "unbounded", "image"):
+for which in ("discrete", "dict", "unbounded", "integer", "degenerate", "image"):
     gym.register(f"Refused-{which}-v0", OtherSpaces, kwargs={"which": which})

@@ -109,6 +109,17 @@ def test_the_summed_first_layer_is_the_layer_on_the_concatenation():
     torch.testing.assert_close(mlp(s, a), expected)
 
 
+def test_normalised_critics():
+    mlp = fmer.MLP([S, D], 17, 1, torch.nn.LayerNorm)
+    s, a = torch.randn(B, S), torch.randn(B, D)
+    silu, norm = torch.nn.functional.silu, lambda h: torch.nn.functional.layer_norm(h, (17,))
+    first = mlp.inputs[0](s) + mlp.inputs[1](a)
+    expected = mlp.out(silu(norm(mlp.hidden(silu(norm(first))))))
+    torch.testing.assert_close(mlp(s, a), expected)
+    norms = [type(fmer.TwinQ(S, D, 17, flag).q2.norm2) for flag in (False, True)]
+    assert norms == [torch.nn.Identity, torch.nn.LayerNorm]
+
+
 # --- Eqs. (4)-(6): weights --------------------------------------------------------------------
 
 
@@ -177,6 +188,24 @@ def test_weights_move_mass_to_the_better_mode():
     x1 = fmer.sample_path(velocity, s[:1], 20_011, 20, 1)[-1]
     assert (x1 > 0).float().mean().item() == pytest.approx(0.9, abs=0.03)
     assert ((x1.abs() - 1).abs() < 0.3).float().mean() > 0.9, "the samples sit at the modes"
+
+
+def test_the_minimiser_is_one_mirror_descent_step():
+    """π_old = N(0,1), A = c·x: π_new ∝ π_old·exp(A/T) is N(c/T, 1)."""
+    torch.set_default_dtype(torch.float32)
+    velocity, c, temperature = fmer.VelocityField(1, 1, 64), 0.5, 0.6
+    optimizer = torch.optim.Adam(velocity.parameters(), 3e-3)
+    s = torch.zeros(13, 1)
+    for step in range(900):
+        optimizer.param_groups[0]["lr"] = 3e-3 * (1 - step / 900)
+        x1 = torch.randn(13, 257, 1)
+        weights, _ = fmer.candidate_weights(c * x1.squeeze(2), temperature)
+        optimizer.zero_grad()
+        fmer.flow_matching_loss(velocity, s, x1, weights).backward()
+        optimizer.step()
+    x1 = fmer.sample_path(velocity, s[:1], 50_021, 50, 1)[-1]
+    assert x1.mean().item() == pytest.approx(c / temperature, abs=0.06)
+    assert x1.std().item() == pytest.approx(1.0, abs=0.06)
 
 
 # --- Eqs. (8), (9): entropy -------------------------------------------------------------------

@@ -103,7 +103,7 @@ def test_observation_is_the_59_vector_without_goals():
 )
 def test_task_flags(flags, tasks, monkeypatch):
     chosen = []
-    monkeypatch.setattr(fmer, "make_env", lambda task, mode=None: chosen.append(task) or 1 / 0)
+    monkeypatch.setattr(fmer, "make_env", lambda task, **options: chosen.append(task) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         fmer.main(tyro.cli(fmer.Args, args=flags))
     assert chosen == [tasks]
