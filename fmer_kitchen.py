@@ -1,7 +1,7 @@
 """FMER: Flow Matching Policy with Entropy Regularization (arXiv 2603.17685) on FrankaKitchen.
 
 This is fmer_continuous.py with a kitchen: the tasks, their metrics, and defaults for sparse reward.
-The rest is the same text, held so by a test. README: Eqs. (1)-(14), Alg. 1.
+It differs in 62 lines, counted on both sides; a test holds the rest to the same text.
 
     python fmer_kitchen.py --num-tasks 4
 """

@@ -131,18 +131,22 @@ def draw(curves: dict) -> Figure:
     rows = math.ceil(len(tasks) / columns)
     figure = Figure((3.5 * columns, 2.7 * rows), layout="constrained")
     panels = {task: figure.add_subplot(rows, columns, i + 1) for i, task in enumerate(tasks)}
-    for (task, method, metric), (steps, scores) in curves.items():
+    for (task, method, _), (steps, scores) in curves.items():
         panel, x, mean = panels[task], steps / 1000, interquartile_mean(scores)
         colour = COLOURS[methods.index(method) % len(COLOURS)]
         label = f"{method} ({len(scores)} seed{'s' if len(scores) > 1 else ''})"
+        if len(steps) == 1:  # a policy that does not learn
+            panel.axhline(mean[0], color=colour, lw=1.2, ls="--", label=label)
+            continue
         low, high = bootstrap_interval([scores], interquartile_mean)
         panel.fill_between(x, low, high, color=colour, alpha=0.18, lw=0)
         panel.plot(x, scores.T, color=colour, lw=0.6, alpha=0.35)
         panel.plot(x, mean, color=colour, lw=1.8, label=label, zorder=3)
-        panel.set(title=task, ylabel=metric.replace("_", " "))
+    for task, _, metric in curves:
+        panels[task].set(title=task, ylabel=metric.replace("_", " "))
         if metric == "success_rate":
-            panel.set(ylim=(-3, 103), ylabel="success rate (%)")
-        panel.legend()
+            panels[task].set(ylim=(-3, 103), ylabel="success rate (%)")
+        panels[task].legend()
     figure.align_ylabels()
     figure.supxlabel("environment steps (thousands)", size="medium")
     return figure

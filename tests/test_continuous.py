@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import hashlib
 import math
+import re
 import subprocess
 import sys
 import warnings
@@ -412,6 +413,8 @@ def test_output_files(tmp_path):
         f"eval/{name}"
         for name in "return length return_mean return_std return_min return_max".split()
     } | {"charts/SPS", "charts/episodic_return", "charts/episodic_length"}
+    listed = re.findall(r"`((?:losses|eval|charts)/\w+)`", (ROOT / "README.md").read_text())
+    assert tags <= set(listed), "the README lists every key"
     assert [e.step for e in events.Scalars("charts/episodic_return")] == list(range(7, 98, 7))
     assert [e.step for e in events.Scalars("losses/critic")] == [39, 52, 65, 78, 91]
     assert "hyperparameters/text_summary" in events.Tags()["tensors"]
