@@ -13,6 +13,7 @@ import tyro
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import fmer_kitchen as fmer
+from figures import kitchen_filmstrip, kitchen_random
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.filterwarnings("ignore:.*share an object")  # the goals, which are unused
@@ -145,3 +146,22 @@ def test_a_short_run_trains_on_the_kitchen(tmp_path):
     tags = set(events.Tags()["scalars"])
     assert {f"eval/{name}" for name in names} | {f"charts/episodic_{n}" for n in names} <= tags
     assert len(events.Scalars("charts/episodic_success_rate")) == 331 // 280
+
+
+def test_filmstrip_keeps_even_times_and_every_completion(tmp_path):
+    env = Script(["kettle", "microwave"], {2: ["kettle"], 5: ["microwave"]})
+    env.render = lambda: np.full((8, 8, 3), 40 * env.steps, np.uint8)
+    film = kitchen_filmstrip.Film(gym.wrappers.RecordEpisodeStatistics(env), interval=3)
+    fmer.evaluate(fmer.Agent(3, 2, small()), [film])
+    shown = [(step, picture.max(), new) for step, picture, new in film.frames]
+    assert shown == [(1, 40, []), (2, 80, ["kettle"]), (4, 160, []), (5, 200, ["microwave"])]
+    kitchen_filmstrip.draw(film, tmp_path / "film.png")
+    assert (tmp_path / "film.png").stat().st_size > 3_000
+
+
+def test_random_actions_go_through_the_same_evaluation(tmp_path):
+    kitchen_random.main(kitchen_random.Args(seeds=1, eval_episodes=1, results=tmp_path))
+    for number in (1, 4, 7):
+        with open(tmp_path / f"FrankaKitchen-v1-{number}" / "random" / "seed_1.csv") as file:
+            (row,) = csv.DictReader(file)
+        assert row["length"] == "280" and float(row["success_rate"]) <= 1
