@@ -239,9 +239,7 @@ def policy_entropy(velocity, s, path, exact=True):
     """
     flow_steps, batch_size, d = len(path) - 1, path.shape[1], path.shape[3]
     rows = torch.arange(batch_size, device=s.device)
-    k = (
-        rows + torch.randint(flow_steps, (1,), device=s.device)
-    ) % flow_steps  # every k equally often
+    k = (rows + torch.randint(flow_steps, (1,), device=s.device)) % flow_steps  # equally often
     x = path[k, rows, 0].detach().requires_grad_()  # (B,d); candidates are i.i.d.: take the first
     v = velocity(s, x, (k / flow_steps).to(s.dtype).unsqueeze(1))
     if not exact:
