@@ -1,17 +1,11 @@
-"""FMER: Flow Matching Policy with Entropy Regularization (arXiv 2603.17685) on FrankaKitchen.
-
-This is fmer_continuous.py with a kitchen: the tasks, their metrics, and defaults for sparse reward.
-It differs in 62 lines, counted on both sides; a test holds the rest to the same text.
-
-    python fmer_kitchen.py --num-tasks 4
-"""
+"""FMER (see fmer_continuous.py) on FrankaKitchen: tasks, their metrics, sparse-reward defaults.
+It differs in 56 lines, counted on both sides; a test holds the rest to the same text."""
 
 import copy
 import math
 import os
-import sys
+import signal
 import time
-import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -35,20 +29,22 @@ EVAL_SEED = 2**31  # training episodes are seeded below it, evaluation episodes 
 class Args:
     """Train FMER on FrankaKitchen-v1 from scratch, without demonstrations."""
 
-    # The run
-    tasks: tuple[str, ...] = ()  # tasks by name; empty: the --num-tasks first
-    num_tasks: Literal[1, 4, 7] = 7  # the paper's sizes: microwave; D4RL's mixed set; all seven
     exp_name: str = "fmer_kitchen"  # names the run directory
-    seed: int = 1  # seeds networks, noise, replay and environments
+    run_dir: str = ""  # where to write; empty: runs/<tasks>__<exp>__<seed>__<time>
+    resume: bool = False  # continue the run in run_dir; flags that are not given stay its own
     total_timesteps: int = 1_000_000  # environment steps
     torch_deterministic: bool = True  # reproducible operations, and a warning where there are none
     cuda: bool = True  # use a GPU if there is one
     num_threads: int = 1  # CPU threads: more rarely helps matrices this small, and can stall
-    run_dir: str = ""  # where to write; empty: runs/<env>__<exp>__<seed>__<time>
-    capture_video: bool = False  # after training, write a video of one evaluation episode
+    capture_video: bool = False  # write the first episode of each evaluation as an mp4
     log_interval: int = 1_000  # steps between TensorBoard points; each reads the device once
     eval_interval: int = 10_000  # steps between evaluations (one more at step 0); 0: never
     eval_episodes: int = 10  # episodes of each evaluation, on fixed seeds
+    checkpoint_interval: int = 100_000  # steps between checkpoints; 0: only at the end
+    # The task. From here on, a flag cannot change when a run is resumed
+    tasks: tuple[Literal[*TASKS], ...] = ()  # tasks by name; empty: the --num-tasks first
+    num_tasks: Literal[1, 4, 7] = 7  # the paper's sizes: microwave; D4RL's mixed set; all seven
+    seed: int = 1  # seeds networks, noise, replay and environments
     # The off-policy learner
     learning_starts: int = 5_000  # steps of uniform random actions before learning
     batch_size: int = 256  # B, transitions in a critic update, Eq. (13)
@@ -57,8 +53,7 @@ class Args:
     tau: float = 0.005  # τ, Polyak step of the target critics
     policy_frequency: int = 2  # critic updates per policy update
     policy_lr: float = 1e-3  # learning rate of the velocity field
-    q_lr: float = 1e-3  # learning rate of the critics
-    dual_lr: float = 1e-3  # learning rate of log α and log T
+    q_lr: float = 1e-3  # learning rate of the critics, log α and log T
     hidden_dim: int = 256  # width of the two hidden layers of every network
     layer_norm: bool = True  # normalise the critics' layers: tames overestimation on sparse reward
     # FMER
@@ -75,25 +70,21 @@ class Args:
     target_entropy_scale: float = 0.0  # H̄ in nats per action dimension, below log 2, Eq. (11)
     exact_entropy: bool = True  # Eq. (8); otherwise its continuous-time limit, Eq. (9)
 
-
-def check_args(args: Args) -> None:
-    """Refuse what cannot be trained, in one line that names the flag (raises SystemExit)."""
-    ranges = dict.fromkeys(("gamma", "tau"), (0, 1)) | {"actor_batch_size": (1, args.batch_size)}
-    ranges |= {"seed": (0, EVAL_SEED - 1), "eval_interval": (0, math.inf)}
-    lowest_ess = 1 / max(args.num_candidates, 1) if args.autotune_temperature else 0
-    ranges |= {"ess_target": (lowest_ess, 1), "alpha": (1e-9 if args.autotune else 0, math.inf)}
-    ranges |= {"target_entropy_scale": (-1e3, 0.69)}  # the uniform policy has log 2 = 0.693
-    for name, value in asdict(args).items():
-        low, high = ranges.get(name, (sys.float_info.min, sys.float_info.max))
-        if type(value) in (int, float) and not low <= value <= high:
-            rule = f"lie in [{low:g}, {high:g}]" if name in ranges else "be positive"
-            raise SystemExit(f"error: --{name.replace('_', '-')} must {rule}, not {value}")
+    def __post_init__(self):
+        """Refuse what cannot be trained, in one line that names the flag (raises SystemExit)."""
+        ranges = dict.fromkeys(("gamma", "tau", "ess_target"), (0, 1))
+        ranges |= dict.fromkeys(
+            ("seed", "eval_interval", "checkpoint_interval", "alpha"), (0, 1e12)
+        )
+        ranges |= {"actor_batch_size": (1, self.batch_size), "target_entropy_scale": (-1e3, 0.69)}
+        for name, value in vars(self).items():
+            low, high = ranges.get(name, (1 if type(value) is int else 1e-9, 1e12))
+            if type(value) in (int, float) and not low <= value <= high:
+                raise SystemExit(f"error: --{name} must lie in [{low:g}, {high:g}], not {value}")
 
 
 def make_env(task: list[str], **options) -> gym.Env:
     """FrankaKitchen-v1 rewarding each of the tasks once; its 59 numbers without the goals."""
-    if len(set(task)) < len(task) or not set(task) <= set(TASKS):
-        raise SystemExit(f"error: --tasks {task}: choose, each once, from {TASKS}")
     env = gym.make("gymnasium_robotics:FrankaKitchen-v1", tasks_to_complete=task, **options)
     env = gym.wrappers.FlattenObservation(gym.wrappers.FilterObservation(env, ["observation"]))
     return gym.wrappers.RecordEpisodeStatistics(env)
@@ -101,11 +92,10 @@ def make_env(task: list[str], **options) -> gym.Env:
 
 def episode_metrics(info: dict) -> dict[str, float]:
     """What is recorded of a finished episode, before reset() empties its list of completions."""
-    completed = {f"task/{task}": int(task in info["episode_task_completions"]) for task in TASKS}
-    number, missing = sum(completed.values()), len(info["tasks_to_complete"])
+    done = {f"task/{task}": int(task in info["episode_task_completions"]) for task in TASKS}
+    number, missing = sum(done.values()), len(info["tasks_to_complete"])
     metrics = {"return": float(info["episode"]["r"]), "length": int(info["episode"]["l"])}
-    metrics |= {"tasks_completed": number, "success_rate": number / (number + missing)}
-    return metrics | completed
+    return metrics | {"tasks_completed": number, "success_rate": number / (number + missing)} | done
 
 
 class ReplayBuffer:
@@ -139,8 +129,7 @@ class MLP(nn.Module):
 
     def __init__(self, in_dims: list[int], hidden_dim: int, out_dim: int, norm=nn.Identity):
         super().__init__()
-        biases = [True] + [False] * (len(in_dims) - 1)
-        self.inputs = nn.ModuleList(map(nn.Linear, in_dims, [hidden_dim] * len(in_dims), biases))
+        self.inputs = nn.ModuleList(nn.Linear(n, hidden_dim, i == 0) for i, n in enumerate(in_dims))
         self.hidden = nn.Linear(hidden_dim, hidden_dim)
         self.out = nn.Linear(hidden_dim, out_dim)
         self.norm1, self.norm2 = norm(hidden_dim), norm(hidden_dim)
@@ -180,9 +169,7 @@ class TwinQ(nn.Module):
 @torch.no_grad()
 def sample_path(velocity, s, num_samples, flow_steps, action_dim, generator=None):
     """x_{k+1} = x_k + h·v(s, x_k, kh), h = 1/K, x_0 ~ N(0,I).  Eq. (2)
-
-    s (B,S) -> (K+1, B, num_samples, d), from the noise [0] to the latent action [-1].
-    """
+    s (B,S) -> (K+1, B, num_samples, d), from the noise [0] to the latent action [-1]."""
     shape = (len(s), num_samples, action_dim)
     path = [torch.randn(shape, device=s.device, dtype=s.dtype, generator=generator)]
     for k in range(flow_steps):
@@ -194,20 +181,15 @@ def sample_path(velocity, s, num_samples, flow_steps, action_dim, generator=None
 @torch.no_grad()
 def best_of(velocity, critic, s, num_samples, flow_steps, action_dim, generator=None):
     """a = tanh β(s), β(s) the latent of largest min_j Q_j(s, tanh x_1) among M samples.  Eq. (14)
-
-    s (B,S) -> a (B,d) and its value (B,), which Eq. (12) bootstraps from.
-    """
-    x1 = sample_path(velocity, s, num_samples, flow_steps, action_dim, generator)[-1]
-    a = x1.tanh()  # (B,M,d)
+    s (B,S) -> a (B,d) and its value (B,), which Eq. (12) bootstraps from."""
+    a = sample_path(velocity, s, num_samples, flow_steps, action_dim, generator)[-1].tanh()
     value, best = critic(s.unsqueeze(1), a).amin(0).max(-1)  # (B,)
     return a[torch.arange(len(s), device=s.device), best], value
 
 
 def candidate_weights(q, temperature):
     """A_i = Q_i − mean Q, w_i = exp(A_i/T) / Σ_m exp(A_m/T), ESS = 1 / Σ_i w_i².  Eqs. (4)-(6)
-
-    q (B,N) -> weights (B,N), ess (B,) in [1,N].
-    """
+    q (B,N) -> weights (B,N), ess (B,) in [1,N]."""
     advantage = q - q.mean(-1, keepdim=True)
     weights = torch.softmax(advantage / temperature, -1)
     return weights, 1 / weights.square().sum(-1)
@@ -215,9 +197,7 @@ def candidate_weights(q, temperature):
 
 def flow_matching_loss(velocity, s, x1, weights):
     """L = E Σ_i w_i ‖v(s, x_t^i, t) − (x_1^i − x_0)‖², x_t = (1−t)·x_0 + t·x_1.  Eqs. (3), (7)
-
-    s (B,S), x1 (B,N,d), weights (B,N) -> scalar; x_0 ~ N(0,I) and t ~ U(0,1) are drawn afresh.
-    """
+    s (B,S), x1 (B,N,d), weights (B,N) -> scalar; x_0 ~ N(0,I) and t ~ U(0,1) are drawn afresh."""
     x0 = torch.randn_like(x1)
     t = torch.rand_like(x1[..., :1])
     xt = (1 - t) * x0 + t * x1
@@ -225,19 +205,12 @@ def flow_matching_loss(velocity, s, x1, weights):
     return (weights * error.square().sum(-1)).sum(-1).mean()
 
 
-def log_sech2(x):
-    """log d tanh(x)/dx = 2 (log 2 − x − softplus(−2x)), without overflow."""
-    return 2 * (math.log(2) - x - F.softplus(-2 * x))
-
-
 def policy_entropy(velocity, s, path, exact=True):
     """H = d·H_0 + Σ_k E[log|det(I + h ∂v/∂x)| + Σ_j (log sech² x_{k+1} − log sech² x_k)].  Eq. (8)
-
     The entropy (nats) of tanh x_1 under the Euler sampler, whose every step has a known Jacobian.
     s (B,S), path (K+1,B,N,d) of `sample_path` -> scalar, differentiable in velocity's parameters.
     Unbiased: each state lends one step k of one candidate, times K. With exact=False the limit
-    h → 0, d·H_0 + ∫ E[∇·v − 2 tanh(x)·v] dt, Eq. (9), ∇·v ≈ εᵀ(∂v/∂x)ε, ε = ±1 (Hutchinson).
-    """
+    h → 0, d·H_0 + ∫ E[∇·v − 2 tanh(x)·v] dt, Eq. (9), ∇·v ≈ εᵀ(∂v/∂x)ε, ε = ±1 (Hutchinson)."""
     flow_steps, batch_size, d = len(path) - 1, path.shape[1], path.shape[3]
     rows = torch.arange(batch_size, device=s.device)
     k = (rows + torch.randint(flow_steps, (1,), device=s.device)) % flow_steps  # equally often
@@ -251,7 +224,9 @@ def policy_entropy(velocity, s, path, exact=True):
     rows_of_eye = eye.unsqueeze(1).expand(d, *v.shape)  # d vector-Jacobian products: (d,B,d)
     (jacobian,) = torch.autograd.grad(v, x, rows_of_eye, create_graph=True, is_grads_batched=True)
     log_det = torch.linalg.slogdet(eye + jacobian.transpose(0, 1) / flow_steps).logabsdet  # (B,)
-    tanh_change = (log_sech2(x + v / flow_steps) - log_sech2(x)).sum(-1)  # (B,)
+    ends = torch.stack([x, x + v / flow_steps])
+    log_sech2 = F.logsigmoid(2 * ends) + F.logsigmoid(-2 * ends)  # without 2 log 2, which cancels
+    tanh_change = (log_sech2[1] - log_sech2[0]).sum(-1)  # (B,)
     return d * BASE_ENTROPY + flow_steps * (log_det + tanh_change).mean()
 
 
@@ -273,18 +248,9 @@ class Agent(nn.Module):
         alpha, temperature = torch.tensor(args.alpha), torch.tensor(args.temperature)
         self.log_alpha = nn.Parameter(alpha.log(), args.autotune)
         self.log_temperature = nn.Parameter(temperature.log(), args.autotune_temperature)
-        groups = [
-            {"params": self.velocity.parameters(), "lr": args.policy_lr},
-            {"params": self.critic.parameters(), "lr": args.q_lr},
-            {"params": [self.log_alpha, self.log_temperature], "lr": args.dual_lr},
-        ]
-        self.optimizer = torch.optim.Adam(groups, fused=True)
-
-    def descend(self, loss: torch.Tensor) -> None:
-        """One Adam step on the parameters that `loss` depends on; the others have no gradient."""
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
+        groups = [{"params": self.velocity.parameters(), "lr": args.policy_lr}]
+        groups += [{"params": [*self.critic.parameters(), self.log_alpha, self.log_temperature]}]
+        self.optimizer = torch.optim.Adam(groups, args.q_lr, fused=True)
 
     def act(self, obs: np.ndarray, generator: torch.Generator | None = None) -> np.ndarray:
         """Alg. 1, line 3: the best of M candidates for each state, Eq. (14), (B,S) -> (B,d)."""
@@ -310,7 +276,9 @@ class Agent(nn.Module):
         y = td_target(r, terminated, next_value, self.args.gamma)  # (B,)
         q = self.critic(s, a)  # (2,B)
         loss = (q - y).square().mean(1).sum()
-        self.descend(loss)
+        self.optimizer.zero_grad()
+        loss.backward()  # reaches only the critics: the velocity field has no gradient, no step
+        self.optimizer.step()
         return {"critic": loss.detach(), "q_values": q.detach().mean()}
 
     def update_actor(self, s: torch.Tensor) -> dict:
@@ -321,25 +289,23 @@ class Agent(nn.Module):
             q = self.critic(s.unsqueeze(1), path[-1].tanh()).amin(0)  # (B,N), Eq. (4)
         weights, ess = candidate_weights(q, temperature)
         ess_share = ess.mean() / self.args.num_candidates
-
         flow_matching = flow_matching_loss(self.velocity, s, path[-1], weights)
         entropy = policy_entropy(self.velocity, s, path, self.args.exact_entropy)
         dual_alpha = self.log_alpha * (entropy.detach() - self.target_entropy)  # Eq. (11)
         dual_temperature = self.log_temperature * (ess_share - self.args.ess_target)  # Eq. (6)
-        self.descend(flow_matching - alpha * entropy + dual_alpha + dual_temperature)
+        self.optimizer.zero_grad()
+        (flow_matching - alpha * entropy + dual_alpha + dual_temperature).backward()
+        self.optimizer.step()
         losses = {"flow_matching": flow_matching.detach(), "entropy": entropy.detach()}
         return losses | {"alpha": alpha, "temperature": temperature, "ess": ess_share}
 
 
 def evaluate(agent: Agent, envs: list[gym.Env]) -> list[dict]:
     """The `episode_metrics` of one episode on a fixed seed in each environment, in lockstep.
-
-    The noise has its own generator: evaluating leaves training as it was, and always sees the same.
-    """
+    The noise has its own generator: evaluating leaves training as it was, and sees the same."""
     generator = torch.Generator(agent.log_alpha.device).manual_seed(EVAL_SEED)
     obs = np.stack([env.reset(seed=EVAL_SEED + i)[0] for i, env in enumerate(envs)])
-    metrics: list[dict] = [{} for _ in envs]
-    running = list(range(len(envs)))
+    metrics, running = [{}] * len(envs), list(range(len(envs)))
     while running:
         actions = agent.act(obs, generator)
         for i in tuple(running):
@@ -350,67 +316,93 @@ def evaluate(agent: Agent, envs: list[gym.Env]) -> list[dict]:
     return metrics
 
 
-def record_video(agent: Agent, task: str, folder: str) -> None:
-    """One evaluation episode as an mp4 in `folder`. The run is done: failing only warns."""
+def load(run_dir: Path) -> dict:
+    """The checkpoint of a run; SystemExit where it is missing, truncated or foreign."""
     try:
-        env = gym.wrappers.RecordVideo(make_env(task, render_mode="rgb_array"), folder)
-        evaluate(agent, [env])
-        env.close()
-    except (Exception, SystemExit) as error:  # no OpenGL, no encoder, …
-        print(f"warning: no video: {error!r}", file=sys.stderr)
+        saved = torch.load(run_dir / "checkpoint.pt", map_location="cpu", weights_only=True)
+        return saved | {"args": Args(**saved["args"])}
+    except Exception as error:
+        raise SystemExit(f"error: cannot resume {run_dir}: {error!r:.200}") from None
 
 
 def main(args: Args) -> dict:
     """Algorithm 1. Returns eval_returns [(step, mean return)], run_dir, agent and buffer."""
-    check_args(args)
-    warnings.filterwarnings("ignore", message=".*share an object")  # the goals, which are unused
     torch.set_num_threads(args.num_threads)
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what determinism costs on CUDA
     torch.use_deterministic_algorithms(args.torch_deterministic, warn_only=True)
     torch.manual_seed(args.seed)
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
-    task = list(args.tasks or TASKS[: args.num_tasks])
+    noise = torch.cuda if device.type == "cuda" else torch  # its generator draws all the noise
+    task = list(dict.fromkeys(args.tasks or TASKS[: args.num_tasks]))
     label = "FrankaKitchen-v1-" + ("+".join(args.tasks).replace(" ", "-") or str(len(task)))
-    env = make_env(task)
-    eval_envs = [make_env(task) for _ in range(args.eval_episodes)]
-    obs_dim, action_dim = env.observation_space.shape[0], env.action_space.shape[0]
-    buffer = ReplayBuffer(args.buffer_size, obs_dim, action_dim, device)
-    agent = Agent(obs_dim, action_dim, args).to(device)  # Alg. 1, line 1
-
-    run_name = f"{label}__{args.exp_name}__{args.seed}__{int(time.time())}"
-    run_dir = Path(args.run_dir or f"runs/{run_name}")
+    name = f"{label}__{args.exp_name}__{args.seed}__{int(time.time())}"
+    run_dir = Path(args.run_dir or f"runs/{name}")
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        eval_file = open(run_dir / "eval.csv", "x")  # "x": never overwrite a run
-    except OSError as error:
-        raise SystemExit(f"error: cannot start a run in {run_dir}: {error}") from None
-    writer = SummaryWriter(run_dir)
-    flags = "".join(f"|{name}|{value}|\n" for name, value in asdict(args).items())
-    writer.add_text("hyperparameters", f"|flag|value|\n|-|-|\n{flags}")
-    start, episode, eval_returns, metrics, shown = time.time(), 0, [], {}, {}
+        env, *eval_envs = [make_env(task) for _ in range(1 + args.eval_episodes)]
+        if args.capture_video:
+            camera = make_env(task, render_mode="rgb_array")
+            videos = f"{run_dir}/videos/{os.getpid()}"  # never over those of an earlier start
+            eval_envs[0] = gym.wrappers.RecordVideo(camera, videos, lambda episode: True)
+    except Exception as error:  # an unknown id, unbounded actions, no simulator, no OpenGL, …
+        raise SystemExit(f"error: cannot make {task!r}: {error!r}") from None
+    dims = env.observation_space.shape[0], env.action_space.shape[0]
+    buffer = ReplayBuffer(args.buffer_size, *dims, device)
+    agent = Agent(*dims, args).to(device)  # Alg. 1, line 1
+    policy = {"args": asdict(args), "dims": dims, "agent": agent.state_dict()}  # stays current
+    step, episode, actions, eval_returns, metrics, seconds, csv_size = 0, 0, [], [], {}, 0, 0
+    if args.resume:
+        saved = load(run_dir)
+        for name in list(vars(args))[list(vars(args)).index("tasks") :]:
+            if getattr(args, name) != getattr(saved["args"], name):
+                raise SystemExit(f"error: {run_dir} was started with another {name}")
+        agent.load_state_dict(saved["agent"])
+        agent.optimizer.load_state_dict(saved["optimizer"])
+        buffer.rows[: len(saved["rows"])] = saved["rows"]
+        buffer.num_added = saved["num_added"]
+        buffer.size.fill_(len(buffer))
+        noise.set_rng_state(saved["noise"])
+        step, episode, actions, eval_returns, metrics, seconds, csv_size = saved["run"]
 
-    def run_evaluation(step: int) -> None:
+    run_dir.mkdir(parents=True, exist_ok=True)
+    csv = open(run_dir / "eval.csv", "r+" if args.resume else "x", 1)  # "x": never overwrite
+    csv.seek(csv.truncate(csv_size))
+    writer = SummaryWriter(run_dir, purge_step=step + 1)
+    writer.add_text("hyperparameters", repr(args), step)
+    start = time.time() - seconds
+
+    def save(content: dict, name: str) -> None:  # all of it, or what was there before
+        with open(run_dir / f"{name}.tmp", "wb") as file:
+            torch.save(content, file)
+        os.replace(run_dir / f"{name}.tmp", run_dir / f"{name}.pt")
+
+    def run_evaluation() -> None:
         episodes = evaluate(agent, eval_envs)
         if not eval_returns:
-            print("step", "episode", *episodes[0], "seconds", sep=",", file=eval_file)
+            print("step", "episode", *episodes[0], "seconds", sep=",", file=csv)
         for i, each in enumerate(episodes):
-            print(step, i, *each.values(), int(time.time() - start), sep=",", file=eval_file)
-        eval_file.flush()
+            print(step, i, *each.values(), int(time.time() - start), sep=",", file=csv)
         for name in episodes[0]:
             writer.add_scalar(f"eval/{name}", np.mean([each[name] for each in episodes]), step)
-        returns = np.array([each["return"] for each in episodes])
-        for name in ("mean", "std", "min", "max"):
-            writer.add_scalar(f"eval/return_{name}", getattr(returns, name)(), step)
-        eval_returns.append((step, returns.mean().item()))
-        shown["eval"] = round(returns.mean(), 1)
+        eval_returns.append((step, sum(each["return"] for each in episodes) / len(episodes)))
+        save(policy, "policy")
 
-    if args.eval_interval:
-        run_evaluation(0)
-    obs = np.array(env.reset(seed=args.seed)[0])  # a copy: the simulator may reuse its array
-    progress = tqdm(range(1, args.total_timesteps + 1), label, mininterval=1)
-    for step in progress:  # Alg. 1, line 2
+    def save_checkpoint() -> None:
+        writer.flush()
+        run = step, episode, actions, eval_returns, metrics, time.time() - start, csv.tell()
+        learner = {"optimizer": agent.optimizer.state_dict(), "noise": noise.get_rng_state()}
+        learner |= {"rows": buffer.rows[: len(buffer)].clone(), "num_added": buffer.num_added}
+        save(policy | learner | {"run": run}, "checkpoint")
+
+    if args.eval_interval and not step:
+        run_evaluation()
+    obs, _ = env.reset(seed=(args.seed + 1_000_003 * episode) % EVAL_SEED)
+    for action in actions:  # the episode up to the checkpoint, replayed
+        obs = env.step(np.array(action, np.float32))[0]
+    progress = tqdm(desc=label, total=args.total_timesteps, initial=step, mininterval=1)
+    while step < args.total_timesteps:  # Alg. 1, line 2
+        step += 1
+        progress.update()
         if step <= args.learning_starts:  # Alg. 1, line 3
-            action = (2 * torch.rand(action_dim, device=device) - 1).cpu().numpy()
+            action = (2 * torch.rand(dims[1], device=device) - 1).cpu().numpy()
         else:
             action = agent.act(obs[None])[0]
             # Alg. 1, line 4: launched before the simulator steps, so that a GPU learns meanwhile
@@ -419,29 +411,40 @@ def main(args: Args) -> dict:
 
         next_obs, reward, terminated, truncated, info = env.step(action)  # Alg. 1, line 11
         buffer.add(obs, action, float(reward), next_obs, terminated)
-        obs = np.array(next_obs)
+        obs = next_obs
+        actions.append(action.tolist())
         if terminated or truncated:
-            episode += 1
+            episode, actions = episode + 1, []
             for name, value in episode_metrics(info).items():
                 writer.add_scalar(f"charts/episodic_{name}", value, step)
-            shown["return"] = round(float(info["episode"]["r"]), 1)
-            obs = np.array(env.reset(seed=(args.seed + 1_000_003 * episode) % EVAL_SEED)[0])
+            progress.set_postfix({"return": info["episode"]["r"]}, refresh=False)
+            obs, _ = env.reset(seed=(args.seed + 1_000_003 * episode) % EVAL_SEED)
 
         if step % args.log_interval == 0:
             for name, value in metrics.items():
                 writer.add_scalar(f"losses/{name}", value.item(), step)
             writer.add_scalar("charts/SPS", step / (time.time() - start), step)
         if args.eval_interval and (step % args.eval_interval == 0 or step == args.total_timesteps):
-            run_evaluation(step)
-        progress.set_postfix(shown, refresh=False)
+            run_evaluation()
+        if args.checkpoint_interval and step % args.checkpoint_interval == 0:
+            save_checkpoint()
 
-    torch.save(agent.state_dict(), run_dir / "agent.pt")
-    if args.capture_video:
-        record_video(agent, task, f"{run_dir}/videos")
-    for resource in (env, *eval_envs, eval_file, writer):
+    save_checkpoint()
+    for resource in (env, *eval_envs, csv, writer):
         resource.close()
     return dict(eval_returns=eval_returns, run_dir=str(run_dir), agent=agent, buffer=buffer)
 
 
 if __name__ == "__main__":
-    print("done:", main(tyro.cli(Args))["run_dir"])
+    args = tyro.cli(Args)
+    if args.resume:
+        args = tyro.cli(Args, default=load(Path(args.run_dir))["args"])
+    for number in (signal.SIGINT, signal.SIGTERM):  # finish the step as if it were the last
+        signal.signal(number, lambda *_: setattr(args, "total_timesteps", 0))
+    try:
+        result = main(args)
+    except OSError as error:  # a full disk, no permission, a run directory that is in use, …
+        raise SystemExit(f"error: {error}") from None
+    if not args.total_timesteps:
+        raise SystemExit(f"stopped; to continue: --run-dir {result['run_dir']} --resume")
+    print("done:", result["run_dir"])

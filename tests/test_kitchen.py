@@ -100,31 +100,31 @@ def test_observation_is_the_59_vector_without_goals():
         (["--num-tasks", "1"], ["microwave"]),
         (["--num-tasks", "4"], ["microwave", "kettle", "bottom burner", "light switch"]),
         (["--tasks", "kettle", "hinge cabinet"], ["kettle", "hinge cabinet"]),
+        (["--tasks", "kettle", "kettle"], ["kettle"]),
     ],
 )
 def test_task_flags(flags, tasks, monkeypatch):
     chosen = []
     monkeypatch.setattr(fmer, "make_env", lambda task, **options: chosen.append(task) or 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(SystemExit, match="ZeroDivisionError"):
         fmer.main(tyro.cli(fmer.Args, args=flags))
     assert chosen == [tasks]
 
 
-@pytest.mark.parametrize("tasks", [("toaster",), ("kettle", "kettle")])
-def test_unknown_or_repeated_tasks_are_refused_with_the_list(tmp_path, tasks):
+def test_an_unknown_task_is_refused(tmp_path):
     with pytest.raises(SystemExit) as refusal:
-        fmer.main(small(tasks=tasks, run_dir=str(tmp_path / "run")))
+        fmer.main(small(tasks=("toaster",), run_dir=str(tmp_path / "run")))
     message = str(refusal.value)
-    assert message.startswith("error: --tasks") and "\n" not in message
-    assert all(task in message for task in fmer.TASKS)
+    assert message.startswith("error: cannot make ['toaster']") and "\n" not in message
     assert not (tmp_path / "run").exists()
 
 
-def test_command_line_refusal_is_one_line():
+def test_the_command_line_names_the_seven_tasks():
     script = [sys.executable, str(ROOT / "fmer_kitchen.py"), "--tasks", "toaster"]
     refused = subprocess.run(script, capture_output=True, text=True)
-    assert refused.returncode == 1 and "Traceback" not in refused.stderr
-    assert refused.stderr.splitlines()[-1].startswith("error: --tasks ['toaster']: choose")
+    assert refused.returncode != 0 and "Traceback" not in refused.stderr
+    shown = " ".join((refused.stdout + refused.stderr).replace("│", " ").split())
+    assert all(task in shown for task in fmer.TASKS)
 
 
 def test_a_short_run_trains_on_the_kitchen(tmp_path):
