@@ -217,14 +217,12 @@ def policy_entropy(velocity, s, path, exact=True):
     k = (rows + torch.randint(flow_steps, (1,), device=s.device)) % flow_steps  # equally often
     x = path[k, rows, 0].detach().requires_grad_()  # (B,d); candidates are i.i.d.: take the first
     v = velocity(s, x, (k / flow_steps).to(s.dtype).unsqueeze(1))
-    if not exact:
-        noise = torch.randint(0, 2, x.shape, device=s.device).to(x.dtype) * 2 - 1
-        (vjp,) = torch.autograd.grad(v, x, noise, create_graph=True)
-        return d * BASE_ENTROPY + ((vjp * noise).sum(-1) - 2 * (x.tanh() * v).sum(-1)).mean()
     eye = torch.eye(d, device=s.device, dtype=s.dtype)
-    rows_of_eye = eye.unsqueeze(1).expand(d, *v.shape)  # d vector-Jacobian products: (d,B,d)
-    (jacobian,) = torch.autograd.grad(v, x, rows_of_eye, create_graph=True, is_grads_batched=True)
-    log_det = torch.linalg.slogdet(eye + jacobian.transpose(0, 1) / flow_steps).logabsdet  # (B,)
+    left = eye.unsqueeze(1).expand(d, *v.shape) if exact else torch.randn_like(v).sign()[None]
+    (vjps,) = torch.autograd.grad(v, x, left, create_graph=True, is_grads_batched=True)  # (…,B,d)
+    if not exact:
+        return d * BASE_ENTROPY + ((vjps * left).sum((0, 2)) - 2 * (x.tanh() * v).sum(-1)).mean()
+    log_det = torch.linalg.slogdet(eye + vjps.transpose(0, 1) / flow_steps).logabsdet  # (B,)
     ends = torch.stack([x, x + v / flow_steps])
     log_sech2 = F.logsigmoid(2 * ends) + F.logsigmoid(-2 * ends)  # without 2 log 2, which cancels
     tanh_change = (log_sech2[1] - log_sech2[0]).sum(-1)  # (B,)
@@ -423,6 +421,8 @@ def main(args: Args) -> dict:
         if step % args.log_interval == 0:
             for name, value in metrics.items():
                 writer.add_scalar(f"losses/{name}", value.item(), step)
+                if not value.isfinite():  # it stops here, and the last checkpoint stays
+                    raise SystemExit(f"error: losses/{name} is {value.item()} at step {step}")
             writer.add_scalar("charts/SPS", step / (time.time() - start), step)
         if args.eval_interval and (step % args.eval_interval == 0 or step == args.total_timesteps):
             run_evaluation()

@@ -245,3 +245,24 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_is_one_line(tmp_path, monkeyp
     error = run.communicate(timeout=60)[1]
     assert run.returncode == 1 and error.splitlines()[-1].startswith("error: [Errno ")
     assert "Traceback" not in error
+
+
+def test_a_diverging_run_stops_at_the_next_logging_point_and_names_it(tmp_path, monkeypatch):
+    """NaN in the critics after step 51: noticed at 52, and the checkpoint of 40 stays."""
+    result = {}
+
+    def poison():
+        torch.nn.init.constant_(result["agent"].critic.q1.out.bias, torch.nan)
+
+    build = fmer_continuous.Agent.__init__
+
+    def watched(self, *args):
+        build(self, *args)
+        result["agent"] = self
+
+    monkeypatch.setattr(fmer_continuous.Agent, "__init__", watched)
+    at_step(monkeypatch, fmer_continuous, 51, poison)
+    with pytest.raises(SystemExit, match="error: losses/critic is nan at step 52"):
+        fmer_continuous.main(small(fmer_continuous, tmp_path / "run"))
+    assert saved(tmp_path / "run")["run"][0] == 40
+    assert all(value.isfinite().all() for value in saved(tmp_path / "run")["agent"].values())
