@@ -1,10 +1,12 @@
 """The multi-goal task against its definition, and its pictures from a tiny training."""
 
 import warnings
+from unittest import mock
 
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium.utils.env_checker import check_env
 
 import fmer_continuous as fmer
@@ -64,6 +66,47 @@ def test_the_script_trains_on_it_by_its_id(tmp_path):
     small |= dict(actor_batch_size=11, eval_interval=60, eval_episodes=2, cuda=False)
     result = fmer.main(fmer.Args(env_id=ID, run_dir=str(tmp_path / "run"), **small))
     assert [step for step, _ in result["eval_returns"]] == [0, 60]
+
+
+def test_log_density_of_a_linear_field():
+    """x_1 = (1 + h·c)^K x_0 is Gaussian: π is its density under tanh, by torch.distributions."""
+    torch.manual_seed(0)
+    c = torch.tensor([0.7, -0.4])
+    path = fmer.sample_path(lambda s, x, t: c * x, torch.zeros(3, 2), 5, 7, 2)
+    log_p = multigoal.log_density(lambda s, x, t: c * x, torch.zeros(3, 2), path)
+    gaussian = torch.distributions.Normal(torch.zeros(2), (1 + c / 7) ** 7)
+    squash = torch.distributions.TanhTransform(cache_size=1)
+    policy = torch.distributions.TransformedDistribution(gaussian, squash)
+    assert log_p.shape == (3, 5)
+    torch.testing.assert_close(log_p, policy.log_prob(path[-1].tanh()).sum(-1), atol=1e-3, rtol=0)
+
+
+def test_soft_advantages_weigh_by_q_minus_alpha_log_density():
+    """At first v = 0, so that π = tanh N(0,I): its density is known for every candidate."""
+    torch.manual_seed(0)
+    agent = multigoal.SoftAdvantage(2, 2, fmer.Args(**multigoal.SMALL | dict(alpha=0.25)))
+    paths, seen, sample, weigh = [], [], fmer.sample_path, fmer.candidate_weights
+    before = {name: p.clone() for name, p in agent.state_dict().items()}
+    s = torch.randn(64, 2)
+    with (
+        mock.patch.object(
+            fmer, "sample_path", lambda *a, **k: paths.append(sample(*a, **k)) or paths[0]
+        ),
+        mock.patch.object(fmer, "candidate_weights", lambda *a: seen.append(a) or weigh(*a)),
+    ):
+        agent.update_actor(s)
+    (soft_q, temperature), a = seen[0], paths[0][-1].tanh()
+    assert soft_q.shape == (64, 16) and temperature == 1, "the larger of α and T"
+    normal, squash = torch.distributions.Normal(0.0, 1.0), torch.distributions.TanhTransform(1)
+    policy = torch.distributions.TransformedDistribution(normal, squash)
+    critic = {n.removeprefix("critic."): p for n, p in before.items() if n.startswith("critic.")}
+    agent.critic.load_state_dict(critic)
+    q = agent.critic(s.unsqueeze(1), a).amin(0) - 0.25 * policy.log_prob(a).sum(-1)
+    torch.testing.assert_close(soft_q, q, atol=1e-3, rtol=1e-3)
+    moved = {
+        n.split(".")[0] for n, p in agent.state_dict().items() if not torch.equal(p, before[n])
+    }
+    assert moved == {"velocity", "log_alpha", "log_temperature"}
 
 
 def test_pictures_and_table_of_a_tiny_training(tmp_path, capsys):
