@@ -35,6 +35,7 @@ class Args:
     runs: tuple[Path, ...] = ()  # draw these run directories instead
     out: Path = Path("figures/learning_curves.png")  # the figure to write
     metric: str = "return"  # column to draw; on FrankaKitchen, return means success_rate
+    final: bool = False  # draw the last score of each seed instead of the curves
 
 
 def interquartile_mean(x: np.ndarray, axis: int = 0) -> np.ndarray:
@@ -152,13 +153,33 @@ def draw(curves: dict) -> Figure:
     return figure
 
 
+def draw_final(curves: dict) -> Figure:
+    """One panel per task, one line per method: the last score of each seed, and their IQM."""
+    tasks = sorted({key[0] for key in curves})
+    methods = [key[1] for key in sorted(curves, key=lambda k: curves[k][1][:, -1].mean())]
+    methods = sorted(set(methods), key=methods.index)
+    figure = Figure((5 * len(tasks), 0.8 + 0.22 * len(methods)), layout="constrained")
+    panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
+    for panel, task in zip(panels, tasks, strict=True):
+        for (own, method, metric), (steps, scores) in curves.items():
+            if own == task:
+                y, final = methods.index(method), scores[:, -1]
+                panel.plot(final, np.full(len(final), y), "o", color=COLOURS[0], ms=4, alpha=0.5)
+                panel.plot(interquartile_mean(final), y, "|", color=COLOURS[1], ms=11, mew=2)
+                panel.set(xlabel=f"{metric.replace('_', ' ')} after {steps[-1]:,.0f} steps")
+        panel.set(title=task, yticks=range(len(methods)), yticklabels=methods)
+        panel.grid(axis="x", color="0.9")
+        panel.margins(x=0.04)
+    return figure
+
+
 def main(args: Args) -> None:
     """Write the figure, then print the table."""
     curves = load(args)
     try:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         with matplotlib.rc_context(STYLE):
-            draw(curves).savefig(args.out, dpi=160)
+            (draw_final if args.final else draw)(curves).savefig(args.out, dpi=160)
     except (OSError, ValueError) as error:  # no permission, an unknown file format, …
         raise SystemExit(f"error: cannot write {args.out}: {error}") from None
     print(table(curves, args.metric))

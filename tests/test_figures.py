@@ -216,3 +216,16 @@ def test_the_command_line_fails_in_one_line(tmp_path):
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr == f"error: no <task>/<method>/seed_<k>.csv in {str(tmp_path)!r}\n"
     assert not list(tmp_path.iterdir())
+
+
+def test_final_scores_of_each_seed_and_their_interquartile_mean(results, tmp_path, capsys):
+    curves = lc.load(lc.Args(results=results))
+    kitchen, cheetah = lc.draw_final(curves).axes
+    assert [text.get_text() for text in kitchen.get_yticklabels()] == ["sac", "fmer"]
+    assert cheetah.get_xlabel() == "return after 20,000 steps"
+    dots, mean = (line.get_xdata() for line in cheetah.get_lines()[:2])
+    assert list(dots) == [1, 3, 5, 7] and list(mean) == [4]
+    assert list(kitchen.get_lines()[0].get_xdata()) == [12.5, 37.5]
+    lc.main(lc.Args(results=results, final=True, out=tmp_path / "final.png"))
+    assert (tmp_path / "final.png").stat().st_size > 5_000
+    assert "| fmer | 4 |" in capsys.readouterr().out

@@ -3,12 +3,17 @@
 import ast
 import dataclasses
 import difflib
+import importlib.util
+import math
+import os
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 import tyro
 
 import fmer_continuous
@@ -158,3 +163,43 @@ def test_requirements_are_pinned():
     pins = dict(re.fullmatch(r"([\w-]+)==([\d.]+)(?:  # .*)?", line).groups() for line in lines)
     major, minor, *_ = pins["mujoco"].split(".")
     assert (int(major), int(minor)) < (3, 12)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_quick_ablations_apply_and_run(tmp_path, script):
+    """Each diff of the README on both scripts; its effect is seen in a tiny real run."""
+    diffs = re.findall(r"^```diff\n(.+?)^```$", README, re.M | re.S)
+    assert len(diffs) == 2
+    modules = []
+    for number, diff in enumerate(diffs):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / script).write_text((ROOT / script).read_text())
+        diff = diff.replace("fmer_continuous.py", script).replace("step == 10_000", "step == 321")
+        command = ["git", "apply", "-"]
+        environment = os.environ | {"GIT_CEILING_DIRECTORIES": str(tmp_path)}
+        applied = subprocess.run(
+            command, input=diff, text=True, cwd=folder, capture_output=True, env=environment
+        )
+        assert applied.returncode == 0, applied.stderr
+        name = f"ablation_{number}_{Path(script).stem}"
+        spec = importlib.util.spec_from_file_location(name, folder / script)
+        modules.append(importlib.util.module_from_spec(spec))
+        sys.modules[name] = modules[-1]  # dataclasses look their module up
+        spec.loader.exec_module(modules[-1])
+
+    weights, ess = modules[0].candidate_weights(torch.tensor([[1.0, 3.0]]), torch.tensor(2.0))
+    torch.testing.assert_close(weights, torch.tensor([[math.exp(-0.5), math.exp(0.5)]]))
+    assert ess.item() == pytest.approx(
+        (math.exp(0.5) + math.exp(-0.5)) ** 2 / (math.e + 1 / math.e)
+    )
+    small = dict(
+        cuda=False, total_timesteps=331, learning_starts=311, batch_size=29, actor_batch_size=23,
+        hidden_dim=19, flow_steps=3, num_candidates=7, eval_interval=0, eval_episodes=1,
+        buffer_size=1009,
+    )  # fmt: skip
+    for number, module in enumerate(modules):
+        args = module.Args(**small, run_dir=str(tmp_path / f"run{number}"))
+        agent = module.main(args)["agent"]
+        assert {int(s["step"]) for s in agent.optimizer.state.values()} >= {10, 20}
+        assert (agent.log_alpha.exp() < 1e-20) == (number == 1)
