@@ -16,6 +16,7 @@ import pytest
 import torch
 import tyro
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fmer_continuous as fmer
 
@@ -329,6 +330,47 @@ def test_observations_are_copied_from_simulators_that_reuse_their_array(tmp_path
     buffer = run(tmp_path, env_id="Aliasing-v0")["buffer"]
     s, _, _, next_s, _ = buffer.rows[:97].split(buffer.widths, 1)
     assert (s != next_s).any(1).all()
+
+
+class NoScalarRead(TorchDispatchMode):
+    """Fails on whatever a GPU would have to be waited for: reading a number, a data-made shape."""
+
+    forbidden = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique")
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        assert name not in self.forbidden, f"{function} reads the device"
+        result = function(*args, **(kwargs or {}))
+        self.calls = getattr(self, "calls", 0) + 1
+        return result
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_the_learners_step_reads_no_scalar(exact):
+    agent = fmer.Agent(S, D, small(exact_entropy=exact))
+    buffer = fmer.ReplayBuffer(101, S, D, torch.device("cpu"))
+    for _ in range(3):
+        buffer.add(np.ones(S), np.zeros(D), 1.0, np.ones(S), False)
+    before = parameter_hash(agent)
+    for _ in range(2):  # the first also makes Adam's state
+        with NoScalarRead() as mode:
+            agent.update(buffer.sample(29), with_actor=True)
+    assert mode.calls > 100 and parameter_hash(agent) != before
+    with pytest.raises(AssertionError, match="reads the device"), NoScalarRead():
+        agent.log_alpha.item()
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_the_learners_step_stays_on_its_device(exact):
+    """On PyTorch's device without memory: an operand left on the CPU, or a read, would raise."""
+    meta = torch.device("meta")
+    agent = fmer.Agent(S, D, small(exact_entropy=exact)).to(meta)
+    metrics = agent.update(fmer.ReplayBuffer(101, S, D, meta).sample(29), with_actor=True)
+    assert len(metrics) == 7 and {value.device for value in metrics.values()} == {meta}
+    with pytest.raises(RuntimeError):
+        metrics["critic"].item()
+    with pytest.raises(RuntimeError):
+        agent.velocity(torch.zeros(5, S), torch.zeros(5, D, device=meta), torch.zeros(1))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
