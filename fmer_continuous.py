@@ -43,10 +43,9 @@ class Args:
     eval_interval: int = 10_000  # steps between evaluations (one more at step 0); 0: never
     eval_episodes: int = 10  # episodes of each evaluation, on fixed seeds
     checkpoint_interval: int = 100_000  # steps between checkpoints; 0: only at the end
-    # The task. From here on, a flag cannot change when a run is resumed
+    # The task and the off-policy learner. From here on, no flag can change in a resumed run
     env_id: str = "Hopper-v4"  # Gymnasium id, or module:id for an environment of your own
     seed: int = 1  # seeds networks, noise, replay and environments
-    # The off-policy learner
     learning_starts: int = 5_000  # steps of uniform random actions before learning
     batch_size: int = 256  # B, transitions in a critic update, Eq. (13)
     buffer_size: int = 1_000_000  # transitions kept for replay
@@ -71,8 +70,7 @@ class Args:
     target_entropy_scale: float = -1.5  # H̄ in nats per action dimension, below log 2, Eq. (11)
     exact_entropy: bool = True  # Eq. (8); otherwise its continuous-time limit, Eq. (9)
 
-    def __post_init__(self):
-        """Refuse what cannot be trained, in one line that names the flag (raises SystemExit)."""
+    def __post_init__(self):  # refuses what cannot be trained
         ranges = dict.fromkeys(("gamma", "tau", "ess_target"), (0, 1))
         ranges |= dict.fromkeys(
             ("seed", "eval_interval", "checkpoint_interval", "alpha"), (0, 1e12)
@@ -382,6 +380,8 @@ def main(args: Args) -> dict:
             writer.add_scalar(f"eval/{name}", np.mean([each[name] for each in episodes]), step)
         eval_returns.append((step, sum(each["return"] for each in episodes) / len(episodes)))
         save(policy, "policy")
+        if eval_returns[-1][1] == max(mean for _, mean in eval_returns):
+            save(policy, "policy_best")
 
     def save_checkpoint() -> None:
         writer.flush()

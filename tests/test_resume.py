@@ -222,7 +222,7 @@ def test_killing_the_writer_never_leaves_an_unreadable_file(tmp_path):
         time.sleep(generator.uniform(0, 0.3))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        for name in ("checkpoint.pt", "policy.pt"):
+        for name in ("checkpoint.pt", "policy.pt", "policy_best.pt"):
             if (directory / name).exists():
                 assert torch.load(directory / name, weights_only=True)["args"]
                 found += name == "checkpoint.pt"
@@ -266,3 +266,19 @@ def test_a_diverging_run_stops_at_the_next_logging_point_and_names_it(tmp_path, 
         fmer_continuous.main(small(fmer_continuous, tmp_path / "run"))
     assert saved(tmp_path / "run")["run"][0] == 40
     assert all(value.isfinite().all() for value in saved(tmp_path / "run")["agent"].values())
+
+
+def test_the_best_policy_is_kept_beside_the_last(tmp_path, monkeypatch):
+    """Evaluations that earn 1, 3, 2, 3, 0 and 1: the best is the fourth, as good as the second."""
+    earned, weights = [1.0, 3.0, 2.0, 3.0, 0.0, 1.0], []
+
+    def evaluate(agent, tasks):
+        weights.append(agent.velocity.net.hidden.weight.clone())
+        return [{"return": earned[len(weights) - 1], "length": 7}]
+
+    monkeypatch.setattr(fmer_continuous, "evaluate", evaluate)
+    fmer_continuous.main(small(fmer_continuous, tmp_path / "run"))
+    for name, number in (("policy_best.pt", 3), ("policy.pt", 5)):
+        policy = torch.load(tmp_path / "run" / name, weights_only=True)
+        assert torch.equal(policy["agent"]["velocity.net.hidden.weight"], weights[number])
+    assert not torch.equal(weights[3], weights[5])
