@@ -9,14 +9,15 @@
 #   DEVICE=cuda         or cpu; without a GPU both are the CPU
 #   VERSION=v4          of the MuJoCo tasks; the paper's are v5
 #   FLAGS=""            more flags for every training run
-#   OUT=runs/benchmark  holds <task>/<method>_<seed>, logs, the commit and the packages
+#   OUT=runs/benchmark  holds <task>/<method>_<seed>, logs, commits and packages
 #   PYTHON=python
 #   LAUNCHER=local      or slurm: one array job; partition and such by SBATCH_PARTITION and such
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 export SEEDS=${SEEDS:-1 2 3 4 5} STEPS=${STEPS:-1000000} JOBS=${JOBS:-1} DEVICE=${DEVICE:-cuda}
-export VERSION=${VERSION:-v4} FLAGS=${FLAGS:-} OUT=${OUT:-runs/benchmark} PYTHON=${PYTHON:-python}
+export VERSION=${VERSION:-v4} FLAGS=$(xargs <<< "${FLAGS:-}") OUT=${OUT:-runs/benchmark} PYTHON=${PYTHON:-python}
 LAUNCHER=${LAUNCHER:-local}
+export CUBLAS_WORKSPACE_CONFIG=${CUBLAS_WORKSPACE_CONFIG:-:4096:8} # what determinism costs on a GPU
 
 fail() { echo "error: $1" >&2 && exit 2; }
 
@@ -72,8 +73,10 @@ finished() { # name script
 
 run() { # name script flags: the process becomes the run, so that signals reach it
     local name=$1 script=$2
-    if finished "$name" "$script"; then echo "finished before: $name" && return; fi
     mkdir -p "$OUT/$(dirname "$name")"
+    exec 9> "$OUT/$name.lock" # held until the run ends, whoever started it
+    if ! flock -n 9; then echo "running already: $name" && return; fi
+    if finished "$name" "$script"; then echo "finished before: $name" && return; fi
     echo "$name"
     if [[ $script != fmer_* ]]; then
         "$PYTHON" "$here/$script" "${@:3}" > "$OUT/$name.tmp" 2> "$OUT/$name.log"
@@ -86,7 +89,10 @@ run() { # name script flags: the process becomes the run, so that signals reach 
     fi
 }
 
-if [ "${1:-}" = --run ]; then run "${@:2}" && exit; fi
+if [ "${1:-}" = --run ]; then
+    run "${@:2}"
+    exit
+fi
 dry=false
 [ "${1:-}" != --dry-run ] || { dry=true && shift; }
 [ $# -gt 0 ] || set -- mujoco kitchen ablations multigoal speed
@@ -94,22 +100,29 @@ for suite in "$@"; do
     [[ $suite =~ ^(mujoco|kitchen|ablations|multigoal|speed)$ ]] || fail "no suite '$suite'"
 done
 [[ $STEPS =~ ^[1-9][0-9]*$ && $JOBS =~ ^[1-9][0-9]*$ ]] || fail "STEPS and JOBS are positive integers"
+[[ ! $OUT =~ [[:space:]] ]] || fail "OUT holds a blank"
 [[ $DEVICE =~ ^(cuda|cpu)$ ]] || fail "DEVICE is cuda or cpu"
 [[ $LAUNCHER =~ ^(local|slurm)$ ]] || fail "LAUNCHER is local or slurm"
 runs=$(for suite in "$@"; do "$suite"; done | awk '!seen[$1]++')
 if $dry; then cut -d ' ' -f 2- <<< "$runs" | sed "s|^|$PYTHON |" && exit; fi
 
 mkdir -p "$OUT"
-git -C "$here" describe --always --dirty --abbrev=40 > "$OUT/commit.txt" || echo unknown > "$OUT/commit.txt"
-"$PYTHON" -m pip freeze > "$OUT/pip_freeze.txt"
+{ # appended: a run is of the last commit before its start
+    date -u +%FT%TZ
+    git -C "$here" describe --always --dirty --abbrev=40 || echo "no commit"
+    uname -nmp
+    "$PYTHON" -m pip freeze || true
+} >> "$OUT/provenance.txt"
 echo "$runs" > "$OUT/runs.txt"
 if [ "$LAUNCHER" = slurm ]; then
-    sbatch --wait --requeue --signal=B:TERM@120 --open-mode=append --job-name=fmer \
+    export runs # with the job: the file may be another call's by the time that a task starts
+    sbatch --wait --requeue --export=ALL --signal=B:TERM@120 --open-mode=append --job-name=fmer \
         --array="1-$(wc -l <<< "$runs")%$JOBS" --output="$OUT/slurm_%a.log" \
-        --wrap="exec $here/benchmark.sh --run \$(sed -n \${SLURM_ARRAY_TASK_ID}p $OUT/runs.txt)" || true
-else # what measures speed runs last, and alone
-    grep -v '^speed ' <<< "$runs" | xargs -r -P "$JOBS" -L 1 "$here/benchmark.sh" --run || true
-    grep '^speed ' <<< "$runs" | xargs -r -L 1 "$here/benchmark.sh" --run || true
+        --wrap="exec $here/benchmark.sh --run \$(echo \"\$runs\" | sed -n \${SLURM_ARRAY_TASK_ID}p)" || true
+else # what measures speed runs last, and alone; a run that dies does not end the others
+    each() { xargs -r -P "$1" -L 1 sh -c '"$0" --run "$@" || true' "$here/benchmark.sh"; }
+    grep -v '^speed ' <<< "$runs" | each "$JOBS" || true # grep: none
+    grep '^speed ' <<< "$runs" | each 1 || true
 fi
 failed=$(while read -r name script _; do finished "$name" "$script" || echo "  $OUT/$name.log"; done <<< "$runs")
 [ -z "$failed" ] || { echo -e "not finished:\n$failed" >&2 && exit 1; }

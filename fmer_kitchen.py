@@ -34,17 +34,17 @@ class Args:
     resume: bool = False  # continue the run in run_dir; flags that are not given stay its own
     total_timesteps: int = 1_000_000  # environment steps
     torch_deterministic: bool = True  # reproducible operations, and a warning where there are none
-    cuda: bool = True  # use a GPU if there is one
     num_threads: int = 1  # CPU threads: more rarely helps matrices this small, and can stall
     capture_video: bool = False  # write the first episode of each evaluation as an mp4
     log_interval: int = 1_000  # steps between TensorBoard points; each reads the device once
     eval_interval: int = 10_000  # steps between evaluations (one more at step 0); 0: never
     eval_episodes: int = 10  # episodes of each evaluation, on fixed seeds
-    checkpoint_interval: int = 100_000  # steps between checkpoints; 0: only at the end
+    checkpoint_interval: int = 100_000  # steps between checkpoints; 0: only at its end or stop
     # The task and the off-policy learner. From here on, no flag can change in a resumed run
     tasks: tuple[Literal[*TASKS], ...] = ()  # tasks by name; empty: the --num-tasks first
     num_tasks: Literal[1, 4, 7] = 7  # the paper's sizes: microwave; D4RL's mixed set; all seven
     seed: int = 1  # seeds networks, noise, replay and environments
+    cuda: bool = True  # use a GPU if there is one
     learning_starts: int = 5_000  # steps of uniform random actions before learning
     batch_size: int = 256  # B, transitions in a critic update, Eq. (13)
     buffer_size: int = 1_000_000  # transitions kept for replay
@@ -64,16 +64,16 @@ class Args:
     temperature: float = 0.01  # T of Eq. (5); its initial value if tuned
     autotune_temperature: bool = True  # tune T to hold ESS/N at ess_target, Eq. (6)
     ess_target: float = 0.6  # ρ, effective share of the candidates, Eq. (6)
-    alpha: float = 0.1  # α of Eq. (10); its initial value if tuned
+    alpha: float = 0.1  # α of Eq. (10); its initial value if tuned, from 0 it stays 0
     autotune: bool = True  # tune α to hold the entropy at its target, Eq. (11)
     target_entropy_scale: float = 0.0  # H̄ in nats per action dimension, below log 2, Eq. (11)
     exact_entropy: bool = True  # Eq. (8); otherwise its continuous-time limit, Eq. (9)
+    stopped = False  # no flag: a signal sets it, and the step in progress is the last
 
     def __post_init__(self):  # refuses what cannot be trained
-        ranges = dict.fromkeys(("gamma", "tau", "ess_target"), (0, 1))
-        ranges |= dict.fromkeys(
-            ("seed", "eval_interval", "checkpoint_interval", "alpha"), (0, 1e12)
-        )
+        zero = "seed", "eval_interval", "checkpoint_interval", "alpha"
+        ranges = dict.fromkeys(zero, (0, 1e12))
+        ranges |= dict.fromkeys(("gamma", "tau", "ess_target"), (0, 1))
         ranges |= {"actor_batch_size": (1, self.batch_size), "target_entropy_scale": (-1e3, 0.69)}
         for name, value in vars(self).items():
             low, high = ranges.get(name, (1 if type(value) is int else 1e-9, 1e12))
@@ -221,9 +221,8 @@ def policy_entropy(velocity, s, path, exact=True):
         return d * BASE_ENTROPY + ((vjps * left).sum((0, 2)) - 2 * (x.tanh() * v).sum(-1)).mean()
     log_det = torch.linalg.slogdet(eye + vjps.transpose(0, 1) / flow_steps).logabsdet  # (B,)
     ends = torch.stack([x, x + v / flow_steps])
-    log_sech2 = F.logsigmoid(2 * ends) + F.logsigmoid(-2 * ends)  # without 2 log 2, which cancels
-    tanh_change = (log_sech2[1] - log_sech2[0]).sum(-1)  # (B,)
-    return d * BASE_ENTROPY + flow_steps * (log_det + tanh_change).mean()
+    before, after = F.logsigmoid(2 * ends) + F.logsigmoid(-2 * ends)  # less 2 log 2: it cancels
+    return d * BASE_ENTROPY + flow_steps * (log_det + (after - before).sum(-1)).mean()
 
 
 def td_target(reward, terminated, next_value, gamma):
@@ -326,17 +325,16 @@ def main(args: Args) -> dict:
     torch.set_num_threads(args.num_threads)
     torch.use_deterministic_algorithms(args.torch_deterministic, warn_only=True)
     torch.manual_seed(args.seed)
-    device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
-    noise = torch.cuda if device.type == "cuda" else torch  # its generator draws all the noise
+    args.cuda = args.cuda and torch.cuda.is_available()  # kept by a resumed run
+    device, noise = ("cuda", torch.cuda) if args.cuda else ("cpu", torch)  # noise: its generator
     task = list(dict.fromkeys(args.tasks or TASKS[: args.num_tasks]))
     label = "FrankaKitchen-v1-" + ("+".join(args.tasks).replace(" ", "-") or str(len(task)))
-    name = f"{label}__{args.exp_name}__{args.seed}__{int(time.time())}"
-    run_dir = Path(args.run_dir or f"runs/{name}")
+    run_dir = Path(args.run_dir or f"runs/{label}__{args.exp_name}__{args.seed}__{time.time():.0f}")
     try:
         env, *eval_envs = [make_env(task) for _ in range(1 + args.eval_episodes)]
         if args.capture_video:
             camera = make_env(task, render_mode="rgb_array")
-            videos = f"{run_dir}/videos/{os.getpid()}"  # never over those of an earlier start
+            videos = f"{run_dir}/videos/{time.time_ns()}"  # never over those of an earlier start
             eval_envs[0] = gym.wrappers.RecordVideo(camera, videos, lambda episode: True)
     except Exception as error:  # an unknown id, unbounded actions, no simulator, no OpenGL, …
         raise SystemExit(f"error: cannot make {task!r}: {error!r}") from None
@@ -352,11 +350,11 @@ def main(args: Args) -> dict:
                 raise SystemExit(f"error: {run_dir} was started with another {name}")
         agent.load_state_dict(saved["agent"])
         agent.optimizer.load_state_dict(saved["optimizer"])
-        buffer.rows[: len(saved["rows"])] = saved["rows"]
-        buffer.num_added = saved["num_added"]
-        buffer.size.fill_(len(buffer))
         noise.set_rng_state(saved["noise"])
         step, episode, actions, eval_returns, metrics, seconds, csv_size = saved["run"]
+        buffer.num_added = step
+        buffer.size.fill_(len(buffer))
+        buffer.rows[: len(buffer)] = saved["rows"]
 
     run_dir.mkdir(parents=True, exist_ok=True)
     csv = open(run_dir / "eval.csv", "r+" if args.resume else "x", 1)  # "x": never overwrite
@@ -366,7 +364,7 @@ def main(args: Args) -> dict:
     start = time.time() - seconds
 
     def save(content: dict, name: str) -> None:  # all of it, or what was there before
-        with open(run_dir / f"{name}.tmp", "wb") as file:
+        with open(run_dir / f"{name}.tmp", "wb") as file:  # by name, no OSError for a full disk
             torch.save(content, file)
         os.replace(run_dir / f"{name}.tmp", run_dir / f"{name}.pt")
 
@@ -387,16 +385,16 @@ def main(args: Args) -> dict:
         writer.flush()
         run = step, episode, actions, eval_returns, metrics, time.time() - start, csv.tell()
         learner = {"optimizer": agent.optimizer.state_dict(), "noise": noise.get_rng_state()}
-        learner |= {"rows": buffer.rows[: len(buffer)].clone(), "num_added": buffer.num_added}
-        save(policy | learner | {"run": run}, "checkpoint")
+        learner |= {"rows": buffer.rows[: len(buffer)].clone(), "run": run}
+        save(policy | learner, "checkpoint")
 
-    if args.eval_interval and not step:
+    if args.eval_interval and not (step or eval_returns):
         run_evaluation()
     obs, _ = env.reset(seed=(args.seed + 1_000_003 * episode) % EVAL_SEED)
     for action in actions:  # the episode up to the checkpoint, replayed
         obs = env.step(np.array(action, np.float32))[0]
     progress = tqdm(desc=label, total=args.total_timesteps, initial=step, mininterval=1)
-    while step < args.total_timesteps:  # Alg. 1, line 2
+    while step < args.total_timesteps and not args.stopped:  # Alg. 1, line 2
         step += 1
         progress.update()
         if step <= args.learning_starts:  # Alg. 1, line 3
@@ -421,7 +419,8 @@ def main(args: Args) -> dict:
         if step % args.log_interval == 0:
             for name, value in metrics.items():
                 writer.add_scalar(f"losses/{name}", value.item(), step)
-                if not value.isfinite():  # it stops here, and the last checkpoint stays
+                if not value.isfinite():  # the last checkpoint stays
+                    writer.flush()
                     raise SystemExit(f"error: losses/{name} is {value.item()} at step {step}")
             writer.add_scalar("charts/SPS", step / (time.time() - start), step)
         if args.eval_interval and (step % args.eval_interval == 0 or step == args.total_timesteps):
@@ -439,12 +438,12 @@ if __name__ == "__main__":
     args = tyro.cli(Args)
     if args.resume:
         args = tyro.cli(Args, default=load(Path(args.run_dir))["args"])
-    for number in (signal.SIGINT, signal.SIGTERM):  # finish the step as if it were the last
-        signal.signal(number, lambda *_: setattr(args, "total_timesteps", 0))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: setattr(Args, "stopped", True))
     try:
         result = main(args)
     except OSError as error:  # a full disk, no permission, a run directory that is in use, …
         raise SystemExit(f"error: {error}") from None
-    if not args.total_timesteps:
+    if Args.stopped:
         raise SystemExit(f"stopped; to continue: --run-dir {result['run_dir']} --resume")
     print("done:", result["run_dir"])

@@ -161,12 +161,14 @@ def draw_final(curves: dict) -> Figure:
     figure = Figure((5 * len(tasks), 0.8 + 0.22 * len(methods)), layout="constrained")
     panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
     for panel, task in zip(panels, tasks, strict=True):
-        for (own, method, metric), (steps, scores) in curves.items():
-            if own == task:
-                y, final = methods.index(method), scores[:, -1]
-                panel.plot(final, np.full(len(final), y), "o", color=COLOURS[0], ms=4, alpha=0.5)
-                panel.plot(interquartile_mean(final), y, "|", color=COLOURS[1], ms=11, mew=2)
-                panel.set(xlabel=f"{metric.replace('_', ' ')} after {steps[-1]:,.0f} steps")
+        own = {key[1:]: curve for key, curve in curves.items() if key[0] == task}
+        for (method, _), (_, scores) in own.items():
+            y, final = methods.index(method), scores[:, -1]
+            panel.plot(final, np.full(len(final), y), "o", color=COLOURS[0], ms=4, alpha=0.5)
+            panel.plot(interquartile_mean(final), y, "|", color=COLOURS[1], ms=11, mew=2)
+        last = max(steps[-1] for steps, _ in own.values())
+        unit = "success rate (%)" if task.startswith("FrankaKitchen") else next(iter(own))[1]
+        panel.set(xlabel=f"{unit.replace('_', ' ')} after {last:,.0f} steps")
         panel.set(title=task, yticks=range(len(methods)), yticklabels=methods)
         panel.grid(axis="x", color="0.9")
         panel.margins(x=0.04)

@@ -107,8 +107,8 @@ def log_density(velocity, s: torch.Tensor, path: torch.Tensor) -> torch.Tensor:
 class SoftAdvantage(fmer.Agent):
     """w_i ∝ exp((A_i − α·log π(a_i|s)) / max(α, T)), α ≤ 1. An extension, not the paper's.
 
-    At its fixed point π ∝ exp(Q/α), equally good modes have equal shares. `fmer.Agent.update_actor`
-    with three other lines, the three that name `alpha` or `log_density`.
+    At its fixed point π ∝ exp(Q/α), equally good modes have equal shares. `update_actor` is that
+    of fmer.Agent but for α's bound, the line with `log_density`, and the larger of α and T.
     """
 
     def update_actor(self, s: torch.Tensor) -> dict:
@@ -120,13 +120,14 @@ class SoftAdvantage(fmer.Agent):
         weights, ess = fmer.candidate_weights(q, torch.maximum(alpha, temperature.detach()))
         ess_share = ess.mean() / self.args.num_candidates
         flow_matching = fmer.flow_matching_loss(self.velocity, s, path[-1], weights)
-        entropy = fmer.policy_entropy(self.velocity, s, path)
+        entropy = fmer.policy_entropy(self.velocity, s, path, self.args.exact_entropy)
         dual_alpha = self.log_alpha * (entropy.detach() - self.target_entropy)
         dual_temperature = self.log_temperature * (ess_share - self.args.ess_target)
         self.optimizer.zero_grad()
         (flow_matching - alpha * entropy + dual_alpha + dual_temperature).backward()
         self.optimizer.step()
-        return {"flow_matching": flow_matching.detach(), "entropy": entropy.detach()}
+        losses = {"flow_matching": flow_matching.detach(), "entropy": entropy.detach()}
+        return losses | {"alpha": alpha, "temperature": temperature.detach(), "ess": ess_share}
 
 
 VARIANTS = {"FMER": {}, "no entropy term": dict(autotune=False, alpha=0.0), "greedy": GREEDY}

@@ -147,15 +147,15 @@ def draw(costs: dict[str, tuple[list[int], list[float]]], title: str) -> Figure:
     for i, (name, (x, y)) in enumerate(costs.items()):
         panel = figure.add_subplot(1, len(costs), i + 1)
         panel.loglog(x, [1000 * each for each in y], "o-", color=COLOURS[0], lw=1.5, ms=4)
-        panel.set(title=name, xticks=x, xticklabels=x, ylim=(1, None))
+        panel.set(title=name, xticks=x, xticklabels=x)
         panel.margins(x=0.08)
         panel.minorticks_off()
-        panel.set_yticks([1, 10, 100], ["1", "10", "100"])
+        panel.set_yticks([0.1, 1, 10, 100], ["0.1", "1", "10", "100"])
         if not i:
             panel.set_ylabel("ms per learner's step")
-    top = 2000 * max(max(y) for _, y in costs.values())
+    every = [1000 * each for _, y in costs.values() for each in y]
     for panel in figure.axes:
-        panel.set_ylim(1, top)
+        panel.set_ylim(min(1, min(every) / 2), 2 * max(every))
     figure.supxlabel(title, size="medium")
     return figure
 

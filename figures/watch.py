@@ -2,8 +2,9 @@
 
     python figures/watch.py --run-dir runs/hopper --capture-video
 
-prints the mean and standard deviation of what `eval.csv` holds. On the run's own number of
-episodes these are the run's last numbers. Without a display set MUJOCO_GL=egl or =osmesa.
+prints the mean and standard deviation of what `eval.csv` holds. For a run on the CPU with as many
+episodes they are those of its last evaluation. --best was chosen on the same seeds, and so
+flatters. Without a display set MUJOCO_GL=egl or MUJOCO_GL=osmesa.
 """
 
 import sys

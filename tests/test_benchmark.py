@@ -1,6 +1,8 @@
 """benchmark.sh: its commands parse, finished runs are skipped, interrupted ones resumed."""
 
+import fcntl
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -69,6 +71,7 @@ def test_one_seed_of_one_suite():
         (["mujoco"], {"STEPS": "1e6"}, "error: STEPS and JOBS are positive integers"),
         (["mujoco"], {"JOBS": "0"}, "error: STEPS and JOBS are positive integers"),
         (["mujoco"], {"DEVICE": "tpu"}, "error: DEVICE is cuda or cpu"),
+        (["mujoco"], {"OUT": "my runs"}, "error: OUT holds a blank"),
         (["mujoco"], {"LAUNCHER": "k8s"}, "error: LAUNCHER is local or slurm"),
     ],
 )
@@ -122,8 +125,15 @@ def test_runs_are_made_skipped_resumed_and_their_failures_listed(tmp_path):
     after = (out / "Hopper-v4" / "fmer_2" / "eval.csv").read_text()
     assert after.startswith(before), "resumed, not begun again"
     assert torch.load(out / "Hopper-v4" / "fmer_2" / "checkpoint.pt")["run"][0] == 60
-    assert len((out / "commit.txt").read_text().split()[0]) >= 7
-    assert "torch==" in (out / "pip_freeze.txt").read_text()
+    provenance = (out / "provenance.txt").read_text()
+    assert re.search(r"^[0-9a-f]{40}|no commit", provenance, re.M) and "torch==" in provenance
+
+    (out / "Hopper-v4" / "fmer_1" / "eval.csv").rename(out / "kept")
+    with open(out / "Hopper-v4" / "fmer_1.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        running = run()
+    assert "running already: Hopper-v4/fmer_1" in running.stdout and running.returncode == 1
+    (out / "kept").rename(out / "Hopper-v4" / "fmer_1" / "eval.csv")
 
     times = {path: path.stat().st_mtime_ns for path in out.glob("*/*/*")}
     again = run()
@@ -136,6 +146,44 @@ def test_runs_are_made_skipped_resumed_and_their_failures_listed(tmp_path):
         "not finished:", f"  {out}/HalfCheetah-v4/fmer_3.log", f"  {out}/Hopper-v4/fmer_3.log"
     ]  # fmt: skip
     assert "error: --gamma must lie in [0, 1]" in (out / "Hopper-v4" / "fmer_3.log").read_text()
+
+
+FAKE_PYTHON = """#!/bin/bash
+case "$*" in
+    *pip*) echo torch==0 ;;
+    *multigoal*) echo "half a table"; exit 3 ;;
+    *speed*) echo "a table" ;;
+    *--num-tasks\\ 1*) kill -9 $$ ;;
+    *) all=$*; dir=${all#*--run-dir }; dir=${dir%% *}; mkdir -p $dir; echo 60,0 > $dir/eval.csv ;;
+esac
+"""
+FAKE_SBATCH = """#!/bin/bash
+for word in "$@"; do
+    case "$word" in
+        --array=*) last=${word#--array=1-}; last=${last%%%*} ;;
+        --wrap=*) job=${word#--wrap=} ;;
+    esac
+done
+for SLURM_ARRAY_TASK_ID in $(seq $last); do export SLURM_ARRAY_TASK_ID; bash -c "$job"; done
+"""
+
+
+@pytest.mark.parametrize("launcher", ["local", "slurm"])
+def test_a_run_that_dies_ends_no_other_and_a_failed_table_is_no_table(tmp_path, launcher):
+    """Processes are played here, and so is Slurm, which runs its tasks one after the other."""
+    for name, text in (("python", FAKE_PYTHON), ("sbatch", FAKE_SBATCH)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    out = tmp_path / "out"
+    settings = dict(OUT=out, PYTHON=tmp_path / "python", STEPS=60, SEEDS="1 2", JOBS=2)
+    settings |= dict(PATH=f"{tmp_path}:{os.environ['PATH']}", LAUNCHER=launcher, FLAGS="--tau 1 ")
+    done = bench("kitchen", "multigoal", "speed", **settings)
+    assert done.returncode == 1
+    missing = ["FrankaKitchen-v1-1/fmer_1", "FrankaKitchen-v1-1/fmer_2", "multigoal"]
+    listed = [f"  {out}/{name}.log" for name in missing]
+    assert done.stderr.splitlines()[-4:] == ["not finished:", *listed]
+    assert len(list(out.glob("FrankaKitchen-v1-[47]/fmer_[12]/eval.csv"))) == 4
+    assert (out / "speed.md").read_text() == "a table\n"
 
 
 def test_speed_table_and_figure(tmp_path, monkeypatch, capsys):

@@ -362,7 +362,8 @@ def test_the_learners_step_reads_no_scalar(exact):
 
 @pytest.mark.parametrize("exact", [True, False])
 def test_the_learners_step_stays_on_its_device(exact):
-    """On PyTorch's device without memory: an operand left on the CPU, or a read, would raise."""
+    """On PyTorch's device without memory: an operand left on the CPU, or a read, would raise.
+    (All but Adam's step, which still holds the parameters from before the move.)"""
     meta = torch.device("meta")
     agent = fmer.Agent(S, D, small(exact_entropy=exact)).to(meta)
     metrics = agent.update(fmer.ReplayBuffer(101, S, D, meta).sample(29), with_actor=True)

@@ -77,7 +77,7 @@ def scalars(directory):
 
 def assert_same_run(resumed, whole):
     a, b = saved(resumed), saved(whole)
-    for key in ("agent", "optimizer", "rows", "num_added", "noise"):
+    for key in ("agent", "optimizer", "rows", "noise"):
         assert equal(a[key], b[key]), key
     step, episode, actions, eval_returns, metrics, _, _ = a["run"]
     assert equal((step, episode, actions, eval_returns, metrics), b["run"][:5])
@@ -97,16 +97,35 @@ def whole(tmp_path_factory):
     return directories
 
 
-@pytest.mark.parametrize(("fmer", "step"), [(fmer_continuous, 53), (fmer_kitchen, 299)])
-def test_a_stopped_run_resumes_bit_for_bit(tmp_path, monkeypatch, whole, fmer, step):
-    """Stopped in the middle of an episode, as by a signal; the ring buffer has wrapped."""
-    args = small(fmer, tmp_path / "run")
-    with monkeypatch.context() as patch:
-        at_step(patch, fmer, step, lambda: setattr(args, "total_timesteps", 0))
-        fmer.main(args)
-    assert saved(tmp_path / "run")["run"][0] == step
+@pytest.mark.parametrize(
+    ("fmer", "steps"),
+    [(fmer_continuous, [5, 53]), (fmer_continuous, [60, 70, 71]), (fmer_kitchen, [299])],
+)
+def test_a_stopped_run_resumes_bit_for_bit(tmp_path, monkeypatch, whole, fmer, steps):
+    """Stopped as by a signal: in warm-up, in mid-episode, at an evaluation, at an episode's end,
+    and twice in a row; the ring buffer has wrapped."""
+    for step in steps:
+        with monkeypatch.context() as patch:
+            at_step(patch, fmer, step, lambda p=patch: p.setattr(fmer.Args, "stopped", True))
+            fmer.main(small(fmer, tmp_path / "run", resume=(tmp_path / "run").exists()))
+        assert saved(tmp_path / "run")["run"][0] == step
     fmer.main(small(fmer, tmp_path / "run", resume=True))
     assert_same_run(tmp_path / "run", whole[fmer])
+
+
+def test_a_signal_during_start_up_loses_nothing(tmp_path, monkeypatch, whole):
+    """Before the first step, then before the first step of the resumed run; then on the last."""
+    directory = tmp_path / "run"
+    for resume in (False, True):
+        with monkeypatch.context() as patch:
+            patch.setattr(fmer_continuous.Args, "stopped", True)
+            fmer_continuous.main(small(fmer_continuous, directory, resume=resume))
+        assert saved(directory)["run"][0] == 0 and saved(directory)["args"]["total_timesteps"] == 97
+    with monkeypatch.context() as patch:
+        stop = lambda: patch.setattr(fmer_continuous.Args, "stopped", True)  # noqa: E731
+        at_step(patch, fmer_continuous, 97, stop)
+        fmer_continuous.main(small(fmer_continuous, directory, resume=True))
+    assert_same_run(directory, whole[fmer_continuous])
 
 
 @pytest.mark.parametrize(
@@ -182,19 +201,19 @@ def test_sigterm_stops_after_a_step_and_says_how_to_resume(tmp_path):
     """A real process: stopped, resumed with two flags, and made to run to its end."""
     flags = "--env-id envs:Target-v0 --no-cuda --hidden-dim 19 --flow-steps 3 --batch-size 29"
     flags += " --actor-batch-size 23 --learning-starts 31 --eval-interval 0 --buffer-size 1009"
+    flags += " --checkpoint-interval 50"
     run = command(tmp_path / "run", *flags.split())
     deadline = time.time() + 60
-    while not (tmp_path / "run" / "eval.csv").exists():
+    while not (tmp_path / "run" / "checkpoint.pt").exists():
         assert time.time() < deadline and run.poll() is None
         time.sleep(0.05)
-    time.sleep(1)
     run.send_signal(signal.SIGTERM)
     out, err = run.communicate(timeout=60)
     last = err.splitlines()[-1]
     assert run.returncode == 1 and "Traceback" not in err and not out
     assert last == f"stopped; to continue: --run-dir {tmp_path}/run --resume"
     step = saved(tmp_path / "run")["run"][0]
-    assert 31 < step < 1_000_000
+    assert 50 <= step < 1_000_000
     run = command(tmp_path / "run", "--resume", "--total-timesteps", str(step + 7))
     out, err = run.communicate(timeout=60)
     assert run.returncode == 0 and out == f"done: {tmp_path}/run\n", err
@@ -207,17 +226,18 @@ def test_killing_the_writer_never_leaves_an_unreadable_file(tmp_path):
     """kill -9 at random moments of a run that does little but write checkpoints."""
     generator, found = random.Random(0), 0
     for attempt in range(20):
-        directory = tmp_path / str(attempt)
+        directory, deadline = tmp_path / str(attempt), time.time() + 30
         child = os.fork()
         if not child:
             os.close(1), os.close(2)
             args = small(fmer_continuous, directory, checkpoint_interval=1, eval_interval=2)
-            args.total_timesteps, args.buffer_size = 10_000, 100_003
+            args.total_timesteps, args.hidden_dim = 10_000, 307  # some MB to write
             try:
                 fmer_continuous.main(args)
             finally:
                 os._exit(1)
-        while not (directory / "checkpoint.tmp").exists():
+        while not list(directory.glob("checkpoint.*")):
+            assert time.time() < deadline and not os.waitpid(child, os.WNOHANG)[0]
             time.sleep(0.001)
         time.sleep(generator.uniform(0, 0.3))
         os.kill(child, signal.SIGKILL)
