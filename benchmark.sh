@@ -45,7 +45,7 @@ ablations() {
     for n in 4 8 32; do ablate "N=$n" --num-candidates "$n"; done
     for m in 1 4; do ablate "M=$m" --num-act-candidates "$m"; done
     ablate M-target=1 --num-target-candidates 1
-    for b in 16 32 64 128; do ablate "actor-batch=$b" --actor-batch-size "$b"; done
+    for b in 16 32 128 256; do ablate "actor-batch=$b" --actor-batch-size "$b"; done
 }
 
 multigoal() {

@@ -61,7 +61,7 @@ class Args:
     num_candidates: int = 16  # N, candidates per state in a policy update, Eq. (4)
     num_act_candidates: int = 16  # M, candidates of which the best is executed, Eq. (14)
     num_target_candidates: int = 4  # M', candidates in the bootstrapped value, Eq. (12)
-    actor_batch_size: int = 256  # states in a policy update, at most batch_size, Eq. (10)
+    actor_batch_size: int = 64  # states in a policy update, at most batch_size, Eq. (10)
     temperature: float = 1.0  # T of Eq. (5); its initial value if tuned
     autotune_temperature: bool = True  # tune T to hold ESS/N at ess_target, Eq. (6)
     ess_target: float = 0.3  # ρ, effective share of the candidates, Eq. (6)

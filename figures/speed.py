@@ -28,7 +28,7 @@ from figures.learning_curves import COLOURS, STYLE
 
 SMALL = dict(hidden_dim=128, flow_steps=5, batch_size=128, actor_batch_size=64)
 ROWS = {"N = 4": dict(num_candidates=4), "N = 16, the defaults": {}}
-ROWS |= {"N = 64": dict(num_candidates=64), "N = 16, actor batch 64": dict(actor_batch_size=64)}
+ROWS |= {"N = 64": dict(num_candidates=64), "N = 16, actor batch 256": dict(actor_batch_size=256)}
 ROWS |= {"small: hidden 128, K = 5, batch 128, actor batch 64": SMALL}
 GROWTH = {
     "candidates N": ([4, 8, 16, 32, 64], lambda n: dict(num_candidates=n)),

@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import difflib
 import importlib.util
+import json
 import math
 import os
 import re
@@ -165,9 +166,12 @@ def test_flags_named_in_the_readme_exist():
         assert name in fields | {"help", "dry_run"}, flag
 
 
-def test_results_table_is_the_output_of_its_script():
-    curves = learning_curves.load(learning_curves.Args(results=ROOT / "results"))
+@pytest.mark.parametrize("folder", ["results", "results/ablations"])
+def test_results_tables_are_the_output_of_their_script(folder):
+    curves = learning_curves.load(learning_curves.Args(results=ROOT / folder))
     assert learning_curves.table(curves) in README
+    for path in (ROOT / folder).glob("*/*/about.json"):
+        assert {"command", "commit", "hardware"} <= json.loads(path.read_text()).keys(), path
 
 
 def test_requirements_are_pinned():
