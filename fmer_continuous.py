@@ -359,13 +359,14 @@ def main(args: Args) -> dict:
     run_dir.mkdir(parents=True, exist_ok=True)
     csv = open(run_dir / "eval.csv", "r+" if args.resume else "x", 1)  # "x": never overwrite
     csv.seek(csv.truncate(csv_size))
-    writer = SummaryWriter(run_dir, purge_step=step + 1)
+    writer, start = SummaryWriter(run_dir, purge_step=step + 1), time.time() - seconds
     writer.add_text("hyperparameters", repr(args), step)
-    start = time.time() - seconds
 
     def save(content: dict, name: str) -> None:  # all of it, or what was there before
-        with open(run_dir / f"{name}.tmp", "wb") as file:  # by name, no OSError for a full disk
-            torch.save(content, file)
+        try:
+            torch.save(content, run_dir / f"{name}.tmp")
+        except RuntimeError as error:  # torch's word for a full disk
+            raise OSError(f"cannot write {run_dir}/{name}.tmp: {error}") from None
         os.replace(run_dir / f"{name}.tmp", run_dir / f"{name}.pt")
 
     def run_evaluation() -> None:
