@@ -100,7 +100,7 @@ def episode_metrics(info: dict) -> dict[str, float]:
 class ReplayBuffer:
     """The last `capacity` transitions on `device`, a packed row (s, a, r, s', terminated) each."""
 
-    def __init__(self, capacity: int, obs_dim: int, action_dim: int, device: torch.device):
+    def __init__(self, capacity: int, obs_dim: int, action_dim: int, device: torch.device | str):
         self.widths = [obs_dim, action_dim, 1, obs_dim, 1]
         self.rows = torch.zeros(capacity, sum(self.widths), device=device)
         self.size = torch.zeros((), dtype=torch.float64, device=device)  # so no draw waits for it
@@ -426,7 +426,7 @@ def main(args: Args) -> dict:
             writer.add_scalar("charts/SPS", step / (time.time() - start), step)
         if args.eval_interval and (step % args.eval_interval == 0 or step == args.total_timesteps):
             run_evaluation()
-        if args.checkpoint_interval and step % args.checkpoint_interval == 0:
+        if step % (args.checkpoint_interval or math.inf) == 0 and step < args.total_timesteps:
             save_checkpoint()
 
     save_checkpoint()

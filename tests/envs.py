@@ -84,3 +84,15 @@ gym.register("Aliasing-v0", Aliasing, disable_env_checker=True)
 gym.register("Terminating-v0", Target, kwargs={"terminate": True})
 for which in ("discrete", "matrix", "unbounded", "integer", "degenerate"):
     gym.register(f"Refused-{which}-v0", OtherSpaces, kwargs={"which": which})
+
+
+def at_step(monkeypatch, fmer, step, action):
+    """Calls action() when the transition of that step is stored."""
+    add = fmer.ReplayBuffer.add
+
+    def watched(self, *transition):
+        add(self, *transition)
+        if self.num_added == step:
+            action()
+
+    monkeypatch.setattr(fmer.ReplayBuffer, "add", watched)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import tyro
+from envs import at_step
 
 import fmer_continuous
 import fmer_kitchen
@@ -95,20 +96,11 @@ def test_runs_are_made_skipped_resumed_and_their_failures_listed(tmp_path):
         )
 
     # one run was interrupted after its first checkpoint, another before it
-    half = fmer_continuous.Args(
-        env_id="Hopper-v4", seed=2, total_timesteps=60, cuda=False, hidden_dim=11, flow_steps=2,
-        batch_size=13, actor_batch_size=7, learning_starts=31, eval_interval=30, eval_episodes=1,
-        checkpoint_interval=20, buffer_size=1009, run_dir=str(out / "Hopper-v4" / "fmer_2"),
-    )  # fmt: skip
-    add = fmer_continuous.ReplayBuffer.add
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-
-        def interrupt(self, *transition):
-            add(self, *transition)
-            if self.num_added == 50:
-                raise KeyboardInterrupt
-
-        patch.setattr(fmer_continuous.ReplayBuffer, "add", interrupt)
+    flags = f"{TINY['FLAGS']} --env-id Hopper-v4 --seed 2 --total-timesteps 60 --no-cuda"
+    half = tyro.cli(fmer_continuous.Args, args=flags.split())
+    half.run_dir = str(out / "Hopper-v4" / "fmer_2")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(ZeroDivisionError):
+        at_step(patch, fmer_continuous, 50, lambda: 1 / 0)
         fmer_continuous.main(half)
     before = (out / "Hopper-v4" / "fmer_2" / "eval.csv").read_text()
     (out / "Hopper-v4" / "fmer_1").mkdir()

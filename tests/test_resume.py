@@ -12,6 +12,7 @@ from pathlib import Path
 import envs  # noqa: F401  registers Target-v0
 import pytest
 import torch
+from envs import at_step
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import fmer_continuous
@@ -34,18 +35,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*share an object")
 
 def small(fmer, directory, **changes):
     return fmer.Args(**(SMALL | TASKS[fmer] | dict(run_dir=str(directory)) | changes))
-
-
-def at_step(monkeypatch, fmer, step, action):
-    """Calls action() when the transition of that step is stored."""
-    add = fmer.ReplayBuffer.add
-
-    def watched(self, *transition):
-        add(self, *transition)
-        if self.num_added == step:
-            action()
-
-    monkeypatch.setattr(fmer.ReplayBuffer, "add", watched)
 
 
 def saved(directory):
@@ -149,6 +138,16 @@ def test_a_finished_run_can_be_made_longer(tmp_path, whole):
     assert [step for step, _ in short["eval_returns"]] == [0, 20, 40, 60, 80]
     fmer_continuous.main(small(fmer_continuous, tmp_path / "run", resume=True))
     assert_same_run(tmp_path / "run", whole[fmer_continuous])
+
+
+def test_a_checkpoint_is_written_once_where_the_run_ends(tmp_path, monkeypatch):
+    written, write = [], torch.save
+    monkeypatch.setattr(torch, "save", lambda what, path: (written.append(path), write(what, path)))
+    for interval, checkpoints in ((40, 2), (0, 1), (33, 3)):
+        written.clear()
+        changes = dict(total_timesteps=80, checkpoint_interval=interval, eval_interval=0)
+        fmer_continuous.main(small(fmer_continuous, tmp_path / str(interval), **changes))
+        assert [path.name for path in written] == ["checkpoint.tmp"] * checkpoints
 
 
 def test_resuming_another_time_changes_nothing(tmp_path):
