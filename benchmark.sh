@@ -113,9 +113,8 @@ mkdir -p "$OUT"
     uname -nmp
     "$PYTHON" -m pip freeze || true
 } >> "$OUT/provenance.txt"
-echo "$runs" > "$OUT/runs.txt"
 if [ "$LAUNCHER" = slurm ]; then
-    export runs # with the job: the file may be another call's by the time that a task starts
+    export runs # the tasks take their lines from it
     sbatch --wait --requeue --export=ALL --signal=B:TERM@120 --open-mode=append --job-name=fmer \
         --array="1-$(wc -l <<< "$runs")%$JOBS" --output="$OUT/slurm_%a.log" \
         --wrap="exec $here/benchmark.sh --run \$(echo \"\$runs\" | sed -n \${SLURM_ARRAY_TASK_ID}p)" || true

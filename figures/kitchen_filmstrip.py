@@ -19,6 +19,7 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import fmer_kitchen
+from figures.watch import task_of
 
 
 class Film(gym.Wrapper):
@@ -54,7 +55,7 @@ def draw(film: Film, path: Path) -> None:
 
 def main(args: fmer_kitchen.Args) -> None:
     result = fmer_kitchen.main(args)
-    tasks = list(args.tasks or fmer_kitchen.TASKS[: args.num_tasks])
+    tasks = task_of(args)
     films = [
         Film(fmer_kitchen.make_env(tasks, render_mode="rgb_array"))
         for _ in range(args.eval_episodes)

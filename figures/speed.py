@@ -6,7 +6,6 @@ Clocked around Agent.act, Agent.update and env.step, at the defaults of fmer_con
 what a row changes. Steps per second come from the loop itself, shares from each part on its own.
 """
 
-import os
 import platform
 import sys
 import time
@@ -53,8 +52,9 @@ def hardware(device: torch.device, num_threads: int) -> str:
     """The processor that does the learning, as its driver names it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name()
-    names = [line for line in open("/proc/cpuinfo") if line.startswith("model name")]
-    name = names[0].split(":")[1].strip() if names else platform.processor()
+    info = Path("/proc/cpuinfo").read_text() if platform.system() == "Linux" else ""
+    _, found, rest = info.partition("model name")
+    name = rest.splitlines()[0].strip("\t: ") if found else platform.processor()
     return f"{name}, {num_threads} thread{'s' if num_threads > 1 else ''}"
 
 
@@ -144,6 +144,7 @@ def row(name: str, args: Args, device: torch.device, changes: dict) -> str:
 def draw(costs: dict[str, tuple[list[int], list[float]]], title: str) -> Figure:
     """A panel for each quantity: milliseconds of a learner's step, both axes logarithmic."""
     figure = Figure((3 * len(costs), 2.7), layout="constrained")
+    every = [1000 * each for _, y in costs.values() for each in y]
     for i, (name, (x, y)) in enumerate(costs.items()):
         panel = figure.add_subplot(1, len(costs), i + 1)
         panel.loglog(x, [1000 * each for each in y], "o-", color=COLOURS[0], lw=1.5, ms=4)
@@ -151,17 +152,16 @@ def draw(costs: dict[str, tuple[list[int], list[float]]], title: str) -> Figure:
         panel.margins(x=0.08)
         panel.minorticks_off()
         panel.set_yticks([0.1, 1, 10, 100], ["0.1", "1", "10", "100"])
+        panel.set_ylim(min(1, min(every) / 2), 2 * max(every))
         if not i:
             panel.set_ylabel("ms per learner's step")
-    every = [1000 * each for _, y in costs.values() for each in y]
-    for panel in figure.axes:
-        panel.set_ylim(min(1, min(every) / 2), 2 * max(every))
     figure.supxlabel(title, size="medium")
     return figure
 
 
 def main(args: Args) -> None:
     """Print the table, then write the figure."""
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.num_threads)
     gym.logger.min_level = gym.logger.ERROR
     device = torch.device("cuda" if args.device == "cuda" and torch.cuda.is_available() else "cpu")
@@ -177,7 +177,6 @@ def main(args: Args) -> None:
     for quantity, (values, changes) in GROWTH.items():
         agents = [learner(device, **changes(value)) for value in values]
         costs[quantity] = values, [update_seconds(*each, device, args.steps) for each in agents]
-    os.makedirs(args.out.parent, exist_ok=True)
     with matplotlib.rc_context(STYLE):
         draw(costs, f"others at their defaults; {name}").savefig(args.out, dpi=160)
 

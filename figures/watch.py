@@ -33,6 +33,13 @@ class Args:
     capture_video: bool = False  # write the first episode as an mp4 into run_dir
 
 
+def task_of(args) -> str | list[str]:
+    """What the script of these arguments gives its make_env: the id, or the kitchen's tasks."""
+    if isinstance(args, fmer_continuous.Args):
+        return args.env_id
+    return list(dict.fromkeys(args.tasks or fmer_kitchen.TASKS[: args.num_tasks]))
+
+
 def load(path: Path):
     """(module, task, agent) of a policy.pt; SystemExit where it is missing or not one."""
     try:
@@ -43,9 +50,7 @@ def load(path: Path):
         agent.load_state_dict(saved["agent"])
     except Exception as error:
         raise SystemExit(f"error: {path} is no policy: {type(error).__name__}") from None
-    if fmer is fmer_continuous:
-        return fmer, args.env_id, agent
-    return fmer, list(args.tasks or fmer.TASKS[: args.num_tasks]), agent
+    return fmer, task_of(args), agent
 
 
 def main(args: Args) -> list[dict]:

@@ -332,6 +332,13 @@ def test_observations_are_copied_from_simulators_that_reuse_their_array(tmp_path
     assert (s != next_s).any(1).all()
 
 
+def test_observations_in_a_dictionary_are_flattened(tmp_path):
+    buffer = run(tmp_path, env_id="Nested-v0")["buffer"]
+    s, _, _, next_s, _ = buffer.rows[:97].split(buffer.widths, 1)
+    assert s.shape == (97, 6) and s.abs().max() > 0
+    assert torch.equal(s[:, :3], -s[:, 3:]) and torch.equal(next_s[:, :3], -next_s[:, 3:])
+
+
 class NoScalarRead(TorchDispatchMode):
     """Fails on whatever a GPU would have to be waited for: reading a number, a data-made shape."""
 

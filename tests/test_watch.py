@@ -45,6 +45,8 @@ def test_the_kitchens_policies_and_videos(tmp_path):
     fmer_kitchen.main(args)
     fmer, task, agent = watch.load(tmp_path / "run" / "policy.pt")
     assert (fmer, task, agent.args.flow_steps) == (fmer_kitchen, ["kettle"], 3)
+    assert watch.task_of(fmer_kitchen.Args(tasks=("kettle", "kettle"))) == ["kettle"]
+    assert watch.task_of(fmer_kitchen.Args(num_tasks=1)) == ["microwave"]
     target = fmer_continuous.Args(
         env_id="Target-v0", total_timesteps=37, run_dir=str(tmp_path / "target"), **SMALL
     )
