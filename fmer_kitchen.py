@@ -1,12 +1,18 @@
-"""FMER (see fmer_continuous.py) on FrankaKitchen: tasks, their metrics, sparse-reward defaults.
-It differs in 56 lines, counted on both sides; a test holds the rest to the same text."""
+"""FMER on sparse, multi-task FrankaKitchen-v1, from scratch and without demonstrations.
+
+The algorithm is that of fmer_continuous.py, whose docstring has Algorithm 1 and where each
+equation is from. Own to this script: tasks, their metrics, and defaults for sparse reward.
+"""
 
 import copy
+import json
 import math
 import os
 import signal
+import sys
+import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -16,93 +22,122 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 import tyro
+from torch.optim import Adam
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-BASE_ENTROPY = 0.6698041182  # H_0 of Eq. (8): ½ log 2πe + E[log sech² z], z ~ N(0,1), in nats
-TASKS = ["microwave", "kettle", "bottom burner", "light switch"]  # one: the first; four: these
-TASKS += ["slide cabinet", "hinge cabinet", "top burner"]  # seven: all. Which ones: our reading
-EVAL_SEED = 2**31  # training episodes are seeded below it, evaluation episodes from it upwards
+BASE_ENTROPY = 0.6698041182  # H_0 in Eq. (8), nats: the entropy of tanh N(0,1)
+TASKS = [
+    "microwave",
+    "kettle",
+    "bottom burner",
+    "light switch",
+]  # one: the first; four: these
+TASKS += [
+    "slide cabinet",
+    "hinge cabinet",
+    "top burner",
+]  # seven: all; which ones: our reading
+EVAL_SEED = 2**31  # evaluation's seeds start here, training's stay below
+OPTIMIZERS = ["policy_optimizer", "q_optimizer", "dual_optimizer"]
+MAY_CHANGE = {"total_timesteps", "run_dir", "resume", "exp_name", "capture_video"}
+MAY_CHANGE |= {"eval_interval", "eval_episodes", "log_interval", "checkpoint_interval"}
+MAY_CHANGE |= {"num_threads", "torch_deterministic"}  # flags that a resumed run may change
 
 
 @dataclass
 class Args:
-    """Train FMER on FrankaKitchen-v1 from scratch, without demonstrations."""
+    """Train FMER on FrankaKitchen-v1."""
 
-    exp_name: str = "fmer_kitchen"  # names the run directory
-    run_dir: str = ""  # where to write; empty: runs/<tasks>__<exp>__<seed>__<time>
-    resume: bool = False  # continue the run in run_dir; flags that are not given stay its own
+    tasks: list[Literal[*TASKS]] = field(default_factory=list)  # empty: the num_tasks first
+    num_tasks: Literal[1, 4, 7] = 7  # the paper's: microwave; D4RL's mixed set; all seven
+    seed: int = 1  # of networks, noise, replay and environments
     total_timesteps: int = 1_000_000  # environment steps
-    torch_deterministic: bool = True  # reproducible operations, and a warning where there are none
-    num_threads: int = 1  # CPU threads: more rarely helps matrices this small, and can stall
-    capture_video: bool = False  # write the first episode of each evaluation as an mp4
-    log_interval: int = 1_000  # steps between TensorBoard points; each reads the device once
-    eval_interval: int = 10_000  # steps between evaluations (one more at step 0); 0: never
-    eval_episodes: int = 10  # episodes of each evaluation, on fixed seeds
-    checkpoint_interval: int = 100_000  # steps between checkpoints; 0: only at its end or stop
-    # The task and the off-policy learner. From here on, no flag can change in a resumed run
-    tasks: tuple[Literal[*TASKS], ...] = ()  # tasks by name; empty: the --num-tasks first
-    num_tasks: Literal[1, 4, 7] = 7  # the paper's sizes: microwave; D4RL's mixed set; all seven
-    seed: int = 1  # seeds networks, noise, replay and environments
     cuda: bool = True  # use a GPU if there is one
-    learning_starts: int = 5_000  # steps of uniform random actions before learning
-    batch_size: int = 256  # B, transitions in a critic update, Eq. (13)
+    run_dir: str = ""  # empty: runs/<task>__<exp_name>__<seed>__<time>
+    resume: bool = False  # continue the run in run_dir, with its own flags
+    exp_name: str = "fmer_kitchen"  # part of the run directory's name
+    capture_video: bool = False  # film each evaluation's first episode
+    eval_interval: int = 10_000  # steps between evaluations; 0: none
+    eval_episodes: int = 10  # in each evaluation, on fixed seeds
+    log_interval: int = 1_000  # steps between the points of a curve
+    checkpoint_interval: int = 100_000  # steps between checkpoints; 0: at the end
+    num_threads: int = 1  # CPU threads; more rarely help, and can stall
+    torch_deterministic: bool = True  # reproducible operations
+    # Replay and critics
+    learning_starts: int = 5_000  # random actions before learning
     buffer_size: int = 1_000_000  # transitions kept for replay
+    batch_size: int = 256  # B, transitions in a critic update
     gamma: float = 0.99  # γ, discount factor, Eq. (12)
     tau: float = 0.005  # τ, Polyak step of the target critics
-    policy_frequency: int = 2  # critic updates per policy update
-    policy_lr: float = 1e-3  # learning rate of the velocity field
     q_lr: float = 1e-3  # learning rate of the critics, log α and log T
-    hidden_dim: int = 256  # width of the two hidden layers of every network
-    layer_norm: bool = True  # normalise the critics' layers: tames overestimation on sparse reward
-    # FMER
+    hidden_dim: int = 256  # width of the two hidden layers of a network
+    layer_norm: bool = True  # in the critics, against overestimation
+    num_target_candidates: int = 1  # M', candidates in the backup, Eq. (12)
+    # Policy
+    policy_lr: float = 1e-3  # learning rate of the velocity field
+    policy_frequency: int = 2  # critic updates per policy update
+    actor_batch_size: int = 64  # states in a policy update, first of the batch
     flow_steps: int = 10  # K, Euler steps from noise to action, Eq. (2)
-    num_candidates: int = 16  # N, candidates per state in a policy update, Eq. (4)
-    num_act_candidates: int = 16  # M, candidates of which the best is executed, Eq. (14)
-    num_target_candidates: int = 1  # M', candidates in the bootstrapped value, Eq. (12)
-    actor_batch_size: int = 64  # states in a policy update, at most batch_size, Eq. (10)
-    temperature: float = 0.01  # T of Eq. (5); its initial value if tuned
-    autotune_temperature: bool = True  # tune T to hold ESS/N at ess_target, Eq. (6)
+    num_candidates: int = 16  # N, candidates to be weighted, Eq. (4)
+    num_act_candidates: int = 16  # M, the best of which acts, Eq. (14)
+    temperature: float = 0.01  # T of Eq. (5), at first if it is tuned
+    autotune_temperature: bool = True  # hold ESS/N at ess_target, Eq. (6)
     ess_target: float = 0.6  # ρ, effective share of the candidates, Eq. (6)
-    alpha: float = 0.1  # α of Eq. (10); its initial value if tuned, from 0 it stays 0
-    autotune: bool = True  # tune α to hold the entropy at its target, Eq. (11)
-    target_entropy_scale: float = 0.0  # H̄ in nats per action dimension, below log 2, Eq. (11)
-    exact_entropy: bool = True  # Eq. (8); otherwise its continuous-time limit, Eq. (9)
-    stopped = False  # no flag: a signal sets it, and the step in progress is the last
+    # Entropy
+    alpha: float = 0.1  # α of Eq. (10), at first if it is tuned
+    autotune: bool = True  # hold the entropy at its target by α, Eq. (11)
+    target_entropy_scale: float = 0.0  # H̄ per action dimension, nats, Eq. (11)
+    exact_entropy: bool = True  # Eq. (8); otherwise the ODE's, Eq. (9)
 
-    def __post_init__(self):  # refuses what cannot be trained
-        zero = "seed", "eval_interval", "checkpoint_interval", "alpha"
-        ranges = dict.fromkeys(zero, (0, 1e12))
-        ranges |= dict.fromkeys(("gamma", "tau", "ess_target"), (0, 1))
-        ranges |= {"actor_batch_size": (1, self.batch_size), "target_entropy_scale": (-1e3, 0.69)}
-        for name, value in vars(self).items():
-            low, high = ranges.get(name, (1 if type(value) is int else 1e-9, 1e12))
-            if type(value) in (int, float) and not low <= value <= high:
-                raise SystemExit(f"error: --{name} must lie in [{low:g}, {high:g}], not {value}")
+
+def check(args: Args) -> None:
+    """Raise SystemExit with one line for a flag beyond its known limits."""
+    counts = "total_timesteps eval_episodes log_interval num_threads learning_starts "
+    counts += "buffer_size batch_size actor_batch_size hidden_dim policy_frequency "
+    counts += "flow_steps num_candidates num_act_candidates num_target_candidates"
+    limits = {
+        counts: (1, math.inf),
+        "seed eval_interval checkpoint_interval alpha": (0, math.inf),
+        "q_lr policy_lr temperature": (1e-9, 1e9),
+        "gamma tau ess_target": (0, 1),
+        "target_entropy_scale": (-1e9, 0.69),  # below log 2, of a uniform action
+    }
+    for flags, (low, high) in limits.items():
+        for flag in flags.split():
+            if not low <= getattr(args, flag) <= high:
+                name = "--" + flag.replace("_", "-")
+                raise SystemExit(f"error: {name} must lie between {low} and {high}")
 
 
 def make_env(task: list[str], **options) -> gym.Env:
-    """FrankaKitchen-v1 rewarding each of the tasks once; its 59 numbers without the goals."""
+    """FrankaKitchen-v1, which rewards each task once; its 59 numbers without the goals."""
     env = gym.make("gymnasium_robotics:FrankaKitchen-v1", tasks_to_complete=task, **options)
-    env = gym.wrappers.FlattenObservation(gym.wrappers.FilterObservation(env, ["observation"]))
+    env = gym.wrappers.FilterObservation(env, ["observation"])
+    env = gym.wrappers.FlattenObservation(env)
     return gym.wrappers.RecordEpisodeStatistics(env)
 
 
 def episode_metrics(info: dict) -> dict[str, float]:
-    """What is recorded of a finished episode, before reset() empties its list of completions."""
+    """What is recorded of a finished episode, before reset() empties its completions."""
     done = {f"task/{task}": int(task in info["episode_task_completions"]) for task in TASKS}
-    number, missing = sum(done.values()), len(info["tasks_to_complete"])
+    number = sum(done.values())
+    share = number / (number + len(info["tasks_to_complete"]))
     metrics = {"return": float(info["episode"]["r"]), "length": int(info["episode"]["l"])}
-    return metrics | {"tasks_completed": number, "success_rate": number / (number + missing)} | done
+    return metrics | {"tasks_completed": number, "success_rate": share} | done
+
+
+def episode_seed(seed: int, episode: int) -> int:
+    """The environment's seed in a training episode, found again on resume."""
+    return (seed + 1_000_003 * episode) % EVAL_SEED
 
 
 class ReplayBuffer:
-    """The last `capacity` transitions on `device`, a packed row (s, a, r, s', terminated) each."""
+    """The last `capacity` transitions, each a row (s, a, r, s', terminated)."""
 
-    def __init__(self, capacity: int, obs_dim: int, action_dim: int, device: torch.device | str):
+    def __init__(self, capacity, obs_dim, action_dim, device):
         self.widths = [obs_dim, action_dim, 1, obs_dim, 1]
         self.rows = torch.zeros(capacity, sum(self.widths), device=device)
-        self.size = torch.zeros((), dtype=torch.float64, device=device)  # so no draw waits for it
         self.num_added = 0
 
     def __len__(self) -> int:
@@ -112,198 +147,252 @@ class ReplayBuffer:
         row = np.concatenate([s, a, [r], next_s, [terminated]], dtype=np.float32)
         self.rows[self.num_added % len(self.rows)] = torch.from_numpy(row)
         self.num_added += 1
-        self.size.fill_(len(self))
 
-    def sample(self, batch_size: int) -> tuple[torch.Tensor, ...]:
-        """s (B,S), a (B,d), r (B,), s' (B,S), terminated (B,), drawn uniformly with replacement."""
-        draw = torch.rand(batch_size, dtype=torch.float64, device=self.rows.device)
-        s, a, r, next_s, terminated = self.rows[(draw * self.size).long()].split(self.widths, 1)
-        return s, a, r.squeeze(1), next_s, terminated.squeeze(1)
+    def sample(self, batch_size: int) -> list[torch.Tensor]:
+        """s (B,S), a (B,d), r (B,), s' (B,S), terminated (B,), with replacement."""
+        device = self.rows.device
+        draw = torch.rand(batch_size, dtype=torch.float64, device=device)
+        i = (draw * len(self)).long()
+        s, a, r, next_s, terminated = self.rows[i].split(self.widths, dim=1)
+        return [s, a, r.squeeze(1), next_s, terminated.squeeze(1)]
 
 
 class MLP(nn.Module):
-    """Two hidden SiLU layers, (…,in_dims[i]) -> (…,out_dim). Each input has its own first matrix:
-    their sum is a layer on the concatenation, but never copies the state for its candidates."""
+    """Two hidden SiLU layers, (…,in_dims[i]) for each input i -> (…,out_dim).
+    The first adds up one matrix per input: one linear layer on all of them, that
+    multiplies a state once and not once for each of its candidates."""
 
-    def __init__(self, in_dims: list[int], hidden_dim: int, out_dim: int, norm=nn.Identity):
+    def __init__(self, in_dims, hidden_dim, out_dim, layer_norm=False):
         super().__init__()
-        self.inputs = nn.ModuleList(nn.Linear(n, hidden_dim, i == 0) for i, n in enumerate(in_dims))
+        norm = nn.LayerNorm if layer_norm else nn.Identity
+        first, *others = in_dims
+        self.inputs = nn.ModuleList([nn.Linear(first, hidden_dim)])
+        self.inputs += [nn.Linear(dim, hidden_dim, bias=False) for dim in others]
+        self.norm1 = norm(hidden_dim)
         self.hidden = nn.Linear(hidden_dim, hidden_dim)
+        self.norm2 = norm(hidden_dim)
         self.out = nn.Linear(hidden_dim, out_dim)
-        self.norm1, self.norm2 = norm(hidden_dim), norm(hidden_dim)
 
-    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        h = sum(layer(each) for layer, each in zip(self.inputs, inputs, strict=True))
-        return self.out(F.silu(self.norm2(self.hidden(F.silu(self.norm1(h))))))
+    def forward(self, *inputs):
+        z = sum(layer(x) for layer, x in zip(self.inputs, inputs, strict=True))
+        z = F.silu(self.norm1(z))
+        z = F.silu(self.norm2(self.hidden(z)))
+        return self.out(z)
 
 
 class VelocityField(nn.Module):
-    """v_θ(s, x, t), Eq. (1): s (…,S), latent x (…,d), flow time t (…,1) -> (…,d)."""
+    """v_θ(s, x, t), Eq. (1): s (…,S), latent x (…,d), time t (…,1) -> (…,d)."""
 
-    def __init__(self, obs_dim: int, action_dim: int, hidden_dim: int):
+    def __init__(self, obs_dim, action_dim, hidden_dim):
         super().__init__()
         self.net = MLP([obs_dim, 8, action_dim], hidden_dim, action_dim)
-        nn.init.zeros_(self.net.out.weight)  # v = 0 at first: the policy starts as tanh N(0,I)
+        nn.init.zeros_(self.net.out.weight)  # v = 0: π starts as tanh N(0,I)
         nn.init.zeros_(self.net.out.bias)
-        self.register_buffer("frequencies", math.pi * 2.0 ** torch.arange(4), persistent=False)
+        frequencies = math.pi * 2.0 ** torch.arange(4)
+        self.register_buffer("frequencies", frequencies, persistent=False)
 
-    def forward(self, s: torch.Tensor, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    def forward(self, s, x, t):
         phase = self.frequencies * t
         return self.net(s, torch.cat([phase.cos(), phase.sin()], -1), x)
 
 
 class TwinQ(nn.Module):
-    """Q_1 and Q_2: s (…,S), a (…,d) -> (2,…). The smaller one is the value estimate, Eq. (4)."""
+    """Q_1 and Q_2: s (…,S), a (…,d) -> (2,…). The smaller one counts, Eq. (4)."""
 
-    def __init__(self, obs_dim: int, action_dim: int, hidden_dim: int, layer_norm: bool = False):
+    def __init__(self, obs_dim, action_dim, hidden_dim, layer_norm=False):
         super().__init__()
-        norm = nn.LayerNorm if layer_norm else nn.Identity
-        self.q1, self.q2 = (MLP([obs_dim, action_dim], hidden_dim, 1, norm) for _ in range(2))
+        self.q1 = MLP([obs_dim, action_dim], hidden_dim, 1, layer_norm)
+        self.q2 = MLP([obs_dim, action_dim], hidden_dim, 1, layer_norm)
 
-    def forward(self, s: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+    def forward(self, s, a):
         return torch.stack([self.q1(s, a), self.q2(s, a)]).squeeze(-1)
 
 
 @torch.no_grad()
-def sample_path(velocity, s, num_samples, flow_steps, action_dim, generator=None):
-    """x_{k+1} = x_k + h·v(s, x_k, kh), h = 1/K, x_0 ~ N(0,I).  Eq. (2)
-    s (B,S) -> (K+1, B, num_samples, d), from the noise [0] to the latent action [-1]."""
-    shape = (len(s), num_samples, action_dim)
-    path = [torch.randn(shape, device=s.device, dtype=s.dtype, generator=generator)]
+def sample_path(velocity, s, x0, flow_steps):
+    """x_{k+1} = x_k + h·v_θ(s, x_k, kh), h = 1/K.  Eq. (2)
+    s (B,S), x0 (B,N,d) -> (K+1,B,N,d), from noise [0] to latent action [-1]."""
+    path = [x0]
     for k in range(flow_steps):
-        t = s.new_full((1,), k / flow_steps)
-        path.append(path[-1] + velocity(s.unsqueeze(1), path[-1], t) / flow_steps)
+        x = path[-1]
+        t = x.new_full((1,), k / flow_steps)
+        path.append(x + velocity(s.unsqueeze(1), x, t) / flow_steps)
     return torch.stack(path)
 
 
 @torch.no_grad()
-def best_of(velocity, critic, s, num_samples, flow_steps, action_dim, generator=None):
-    """a = tanh β(s), β(s) the latent of largest min_j Q_j(s, tanh x_1) among M samples.  Eq. (14)
-    s (B,S) -> a (B,d) and its value (B,), which Eq. (12) bootstraps from."""
-    a = sample_path(velocity, s, num_samples, flow_steps, action_dim, generator)[-1].tanh()
-    value, best = critic(s.unsqueeze(1), a).amin(0).max(-1)  # (B,)
-    return a[torch.arange(len(s), device=s.device), best], value
+def best_of(critic, s, a):
+    """argmax_i min_j Q_j(s, a^i).  Eq. (14)
+    s (B,S), a (B,M,d) -> the best action (B,d) and its value min_j Q_j (B,)."""
+    q = critic(s.unsqueeze(1), a).amin(0)  # (B,M)
+    value, i = q.max(-1)
+    return a[torch.arange(len(s), device=s.device), i], value
 
 
 def candidate_weights(q, temperature):
-    """A_i = Q_i − mean Q, w_i = exp(A_i/T) / Σ_m exp(A_m/T), ESS = 1 / Σ_i w_i².  Eqs. (4)-(6)
-    q (B,N) -> weights (B,N), ess (B,) in [1,N]."""
+    """A_i = Q_i − mean Q, w_i = exp(A_i/T) / Σ_m exp(A_m/T), ESS = 1/Σ_i w_i²
+    Eqs. (4)-(6): q (B,N) -> weights (B,N), ess (B,) between 1 and N."""
     advantage = q - q.mean(-1, keepdim=True)
     weights = torch.softmax(advantage / temperature, -1)
     return weights, 1 / weights.square().sum(-1)
 
 
-def flow_matching_loss(velocity, s, x1, weights):
-    """L = E Σ_i w_i ‖v(s, x_t^i, t) − (x_1^i − x_0)‖², x_t = (1−t)·x_0 + t·x_1.  Eqs. (3), (7)
-    s (B,S), x1 (B,N,d), weights (B,N) -> scalar; x_0 ~ N(0,I) and t ~ U(0,1) are drawn afresh."""
-    x0 = torch.randn_like(x1)
-    t = torch.rand_like(x1[..., :1])
+def flow_matching_loss(velocity, s, x0, x1, t, weights):
+    """L = E Σ_i w_i ‖v_θ(s, x_t^i, t) − (x_1^i − x_0)‖², x_t = (1−t) x_0 + t x_1
+    Eqs. (3), (7): s (B,S), x0, x1 (B,N,d), t (B,N,1), weights (B,N) -> scalar."""
     xt = (1 - t) * x0 + t * x1
     error = velocity(s.unsqueeze(1), xt, t) - (x1 - x0)  # (B,N,d)
     return (weights * error.square().sum(-1)).sum(-1).mean()
 
 
-def policy_entropy(velocity, s, path, exact=True):
-    """H = d·H_0 + Σ_k E[log|det(I + h ∂v/∂x)| + Σ_j (log sech² x_{k+1} − log sech² x_k)].  Eq. (8)
-    The entropy (nats) of tanh x_1 under the Euler sampler, whose every step has a known Jacobian.
-    s (B,S), path (K+1,B,N,d) of `sample_path` -> scalar, differentiable in velocity's parameters.
-    Unbiased: each state lends one step k of one candidate, times K. With exact=False the limit
-    h → 0, d·H_0 + ∫ E[∇·v − 2 tanh(x)·v] dt, Eq. (9), ∇·v ≈ εᵀ(∂v/∂x)ε, ε = ±1 (Hutchinson)."""
-    flow_steps, batch_size, d = len(path) - 1, path.shape[1], path.shape[3]
-    rows = torch.arange(batch_size, device=s.device)
-    k = (rows + torch.randint(flow_steps, (1,), device=s.device)) % flow_steps  # equally often
-    x = path[k, rows, 0].detach().requires_grad_()  # (B,d); candidates are i.i.d.: take the first
-    v = velocity(s, x, (k / flow_steps).to(s.dtype).unsqueeze(1))
-    eye = torch.eye(d, device=s.device, dtype=s.dtype)
-    left = eye.unsqueeze(1).expand(d, *v.shape) if exact else torch.randn_like(v).sign()[None]
-    (vjps,) = torch.autograd.grad(v, x, left, create_graph=True, is_grads_batched=True)  # (…,B,d)
-    if not exact:
-        return d * BASE_ENTROPY + ((vjps * left).sum((0, 2)) - 2 * (x.tanh() * v).sum(-1)).mean()
-    log_det = torch.linalg.slogdet(eye + vjps.transpose(0, 1) / flow_steps).logabsdet  # (B,)
-    ends = torch.stack([x, x + v / flow_steps])
-    before, after = F.logsigmoid(2 * ends) + F.logsigmoid(-2 * ends)  # less 2 log 2: it cancels
-    return d * BASE_ENTROPY + flow_steps * (log_det + (after - before).sum(-1)).mean()
-
-
 def td_target(reward, terminated, next_value, gamma):
-    """y = r + γ·(1 − terminated)·V(s').  Eq. (12): a time limit is no termination.  All (B,)."""
+    """y = r + γ·(1 − terminated)·V(s').  Eq. (12): all (B,)"""
     return reward + gamma * (1 - terminated) * next_value
 
 
+def sampler_entropy(velocity, s, path, k):
+    """H = d·H_0 + Σ_k E[log|det(I + h·∂v/∂x)| + Σ_j log sech² x_k+1 − log sech² x_k]
+    Eq. (8), the entropy of tanh x_1 (nats): each Euler step has a known Jacobian.
+    s (B,S), path (K+1,B,d), k (B,), the step each state lends: uniform k, no bias.
+    A semi-gradient: x_k is held fixed, a step answers for its own output alone."""
+    flow_steps = len(path) - 1
+    batch_size, d = path.shape[1:]
+    x = path[k, torch.arange(batch_size, device=s.device)].detach().requires_grad_()
+    v = velocity(s, x, (k / flow_steps).to(s.dtype).unsqueeze(1))  # (B,d)
+    next_x = x + v / flow_steps
+    eye = torch.eye(d, device=s.device, dtype=s.dtype)
+    rows = eye.unsqueeze(1).expand(d, batch_size, d)  # row i of ∂v/∂x is ∂v_i/∂x
+    (jacobian,) = torch.autograd.grad(v, x, rows, create_graph=True, is_grads_batched=True)
+    step = eye + jacobian.transpose(0, 1) / flow_steps  # (B,d,d)
+    log_det = torch.linalg.slogdet(step).logabsdet  # (B,)
+    before = F.logsigmoid(2 * x) + F.logsigmoid(-2 * x)  # log ¼ sech² x
+    after = F.logsigmoid(2 * next_x) + F.logsigmoid(-2 * next_x)
+    change = log_det + (after - before).sum(-1)  # (B,)
+    return d * BASE_ENTROPY + flow_steps * change.mean()
+
+
+def ode_entropy(velocity, s, path, k, probe):
+    """H = d·H_0 + ∫ E[∇·v − 2 tanh(x)·v] dt, ∇·v ≈ εᵀ(∂v/∂x)ε.  Eq. (9)
+    The limit of Eq. (8) for h → 0: cheaper for large d, too high for few steps.
+    Arguments as there, and probe (B,d), ε = ±1 (Hutchinson) -> scalar."""
+    flow_steps = len(path) - 1
+    batch_size, d = path.shape[1:]
+    x = path[k, torch.arange(batch_size, device=s.device)].detach().requires_grad_()
+    v = velocity(s, x, (k / flow_steps).to(s.dtype).unsqueeze(1))  # (B,d)
+    (vjp,) = torch.autograd.grad(v, x, probe, create_graph=True)
+    divergence = (vjp * probe).sum(-1)  # (B,)
+    change = divergence - 2 * (x.tanh() * v).sum(-1)
+    return d * BASE_ENTROPY + change.mean()
+
+
 class Agent(nn.Module):
-    """Alg. 1, lines 1, 3 and 5-10: the networks, the multipliers α and T, and their updates."""
+    """Alg. 1, lines 1, 3, 5-10: networks, multipliers α and T, and their updates."""
 
     def __init__(self, obs_dim: int, action_dim: int, args: Args):
         super().__init__()
-        self.args, self.target_entropy = args, args.target_entropy_scale * action_dim
-        self.solver = dict(flow_steps=args.flow_steps, action_dim=action_dim)
+        self.args = args
+        self.dims = (obs_dim, action_dim)
+        self.target_entropy = args.target_entropy_scale * action_dim
         self.velocity = VelocityField(obs_dim, action_dim, args.hidden_dim)
         self.critic = TwinQ(obs_dim, action_dim, args.hidden_dim, args.layer_norm)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
-        alpha, temperature = torch.tensor(args.alpha), torch.tensor(args.temperature)
-        self.log_alpha = nn.Parameter(alpha.log(), args.autotune)
-        self.log_temperature = nn.Parameter(temperature.log(), args.autotune_temperature)
-        groups = [{"params": self.velocity.parameters(), "lr": args.policy_lr}]
-        groups += [{"params": [*self.critic.parameters(), self.log_alpha, self.log_temperature]}]
-        self.optimizer = torch.optim.Adam(groups, args.q_lr, fused=True)
+        self.log_alpha = nn.Parameter(torch.tensor(args.alpha).log())
+        self.log_temperature = nn.Parameter(torch.tensor(args.temperature).log())
+        multipliers = [self.log_alpha, self.log_temperature]
+        self.policy_optimizer = Adam(self.velocity.parameters(), args.policy_lr, fused=True)
+        self.q_optimizer = Adam(self.critic.parameters(), args.q_lr, fused=True)
+        self.dual_optimizer = Adam(multipliers, args.q_lr, fused=True)
 
-    def act(self, obs: np.ndarray, generator: torch.Generator | None = None) -> np.ndarray:
-        """Alg. 1, line 3: the best of M candidates for each state, Eq. (14), (B,S) -> (B,d)."""
+    def sample(self, s, num_samples, generator=None):
+        """Eq. (2) from fresh noise: s (B,S) -> path (K+1,B,num_samples,d)."""
+        shape = (len(s), num_samples, self.dims[1])
+        x0 = torch.randn(shape, device=s.device, generator=generator)
+        return sample_path(self.velocity, s, x0, self.args.flow_steps)
+
+    def act(self, obs: np.ndarray, generator=None) -> np.ndarray:
+        """Alg. 1, line 3: the best of M samples, Eq. (14), (B,S) -> (B,d)."""
         s = torch.as_tensor(obs, dtype=torch.float32, device=self.log_alpha.device)
-        num = self.args.num_act_candidates
-        a, _ = best_of(self.velocity, self.critic, s, num, generator=generator, **self.solver)
-        return a.cpu().numpy()
+        a = self.sample(s, self.args.num_act_candidates, generator)[-1].tanh()
+        action, _ = best_of(self.critic, s, a)
+        return action.cpu().numpy()
 
-    def update(self, batch: tuple[torch.Tensor, ...], with_actor: bool) -> dict:
-        """Alg. 1, lines 5-10. The metrics stay on the device: nothing here waits for it."""
-        metrics = self.update_critic(*batch)
+    def update(self, batch: list[torch.Tensor], with_actor: bool) -> dict:
+        """Alg. 1, lines 5-10. The losses stay on the device: nothing waits for it."""
+        losses = self.update_critic(*batch)
         if with_actor:
-            metrics |= self.update_actor(batch[0][: self.args.actor_batch_size])
-        with torch.no_grad():  # Alg. 1, line 10: φ̄ + τ(φ − φ̄) = (1−τ)φ̄ + τφ
-            averages, sources = self.target_critic.parameters(), self.critic.parameters()
-            torch._foreach_lerp_(list(averages), list(sources), self.args.tau)
-        return metrics
+            losses |= self.update_actor(batch[0][: self.args.actor_batch_size])
+        with torch.no_grad():  # Alg. 1, line 10, as φ̄ + τ(φ − φ̄)
+            averages = list(self.target_critic.parameters())
+            sources = list(self.critic.parameters())
+            torch._foreach_lerp_(averages, sources, self.args.tau)
+        return losses
 
     def update_critic(self, s, a, r, next_s, terminated) -> dict:
-        """Alg. 1, line 5: L_Q = Σ_j E (Q_j(s,a) − y)².  Eqs. (12), (13)"""
-        num = self.args.num_target_candidates
-        next_value = best_of(self.velocity, self.target_critic, next_s, num, **self.solver)[1]
+        """Alg. 1, line 5: a step on L_Q = Σ_j E (Q_j(s,a) − y)².  Eqs. (12), (13)"""
+        next_a = self.sample(next_s, self.args.num_target_candidates)[-1].tanh()
+        _, next_value = best_of(self.target_critic, next_s, next_a)
         y = td_target(r, terminated, next_value, self.args.gamma)  # (B,)
         q = self.critic(s, a)  # (2,B)
-        loss = (q - y).square().mean(1).sum()
-        self.optimizer.zero_grad()
-        loss.backward()  # reaches only the critics: the velocity field has no gradient, no step
-        self.optimizer.step()
-        return {"critic": loss.detach(), "q_values": q.detach().mean()}
+        q_loss = (q - y).square().mean(1).sum()
+        self.q_optimizer.zero_grad()
+        q_loss.backward()
+        self.q_optimizer.step()
+        return {"qf_loss": q_loss.detach() / 2, "qf_values": q.detach().mean()}
 
-    def update_actor(self, s: torch.Tensor) -> dict:
-        """Alg. 1, lines 7-9: L = L_CFM − α·H, and the dual steps on log α and log T.  Eq. (10)"""
-        path = sample_path(self.velocity, s, self.args.num_candidates, **self.solver)
-        alpha, temperature = self.log_alpha.exp().detach(), self.log_temperature.exp().detach()
+    def update_actor(self, s) -> dict:
+        """Alg. 1, lines 7-9: a step on L_π = L_CFM − α·H, then on log α and log T."""
+        args = self.args
+        alpha = self.log_alpha.detach().exp()
+        temperature = self.log_temperature.detach().exp()
+        path = self.sample(s, args.num_candidates)  # (K+1,B,N,d), Eq. (2)
+        x1 = path[-1]
         with torch.no_grad():
-            q = self.critic(s.unsqueeze(1), path[-1].tanh()).amin(0)  # (B,N), Eq. (4)
-        weights, ess = candidate_weights(q, temperature)
-        ess_share = ess.mean() / self.args.num_candidates
-        flow_matching = flow_matching_loss(self.velocity, s, path[-1], weights)
-        entropy = policy_entropy(self.velocity, s, path, self.args.exact_entropy)
-        dual_alpha = self.log_alpha * (entropy.detach() - self.target_entropy)  # Eq. (11)
-        dual_temperature = self.log_temperature * (ess_share - self.args.ess_target)  # Eq. (6)
-        self.optimizer.zero_grad()
-        (flow_matching - alpha * entropy + dual_alpha + dual_temperature).backward()
-        self.optimizer.step()
-        losses = {"flow_matching": flow_matching.detach(), "entropy": entropy.detach()}
-        return losses | {"alpha": alpha, "temperature": temperature, "ess": ess_share}
+            q = self.critic(s.unsqueeze(1), x1.tanh()).amin(0)  # (B,N), Eq. (4)
+        weights, ess = candidate_weights(q, temperature)  # Eqs. (4)-(6)
+        ess_share = ess.mean() / args.num_candidates
+
+        x0 = torch.randn_like(x1)
+        t = torch.rand_like(x1[..., :1])
+        flow_matching = flow_matching_loss(self.velocity, s, x0, x1, t, weights)
+
+        k = torch.randint(args.flow_steps, (1,), device=s.device)
+        k = (k + torch.arange(len(s), device=s.device)) % args.flow_steps
+        first = path[:, :, 0]  # one candidate for each state
+        if args.exact_entropy:
+            entropy = sampler_entropy(self.velocity, s, first, k)  # Eq. (8)
+        else:
+            probe = torch.randn_like(first[0]).sign()
+            entropy = ode_entropy(self.velocity, s, first, k, probe)  # Eq. (9)
+        actor_loss = flow_matching - alpha * entropy  # Eq. (10)
+        self.policy_optimizer.zero_grad()
+        actor_loss.backward()
+        self.policy_optimizer.step()
+
+        entropy = entropy.detach()
+        self.dual_optimizer.zero_grad()
+        if args.autotune:  # Eq. (11)
+            (self.log_alpha * (entropy - self.target_entropy)).backward()
+        if args.autotune_temperature:  # Eq. (6)
+            (self.log_temperature * (ess_share - args.ess_target)).backward()
+        self.dual_optimizer.step()
+        losses = {"actor_loss": actor_loss, "flow_matching": flow_matching}
+        losses |= {"entropy": entropy, "ess": ess_share}
+        losses |= {"alpha": alpha, "temperature": temperature}
+        return {name: value.detach() for name, value in losses.items()}
 
 
-def evaluate(agent: Agent, envs: list[gym.Env]) -> list[dict]:
-    """The `episode_metrics` of one episode on a fixed seed in each environment, in lockstep.
-    The noise has its own generator: evaluating leaves training as it was, and sees the same."""
+def evaluate(agent: Agent, envs: list[gym.Env], stop=None) -> list[dict]:
+    """The metrics of one episode in each environment, in lockstep.
+    Its seeds and noise are its own: training does not notice. Empty once stopped."""
     generator = torch.Generator(agent.log_alpha.device).manual_seed(EVAL_SEED)
-    obs = np.stack([env.reset(seed=EVAL_SEED + i)[0] for i, env in enumerate(envs)])
-    metrics, running = [{}] * len(envs), list(range(len(envs)))
+    obs = [env.reset(seed=EVAL_SEED + i)[0] for i, env in enumerate(envs)]
+    metrics = [{} for _ in envs]
+    running = set(range(len(envs)))
     while running:
-        actions = agent.act(obs, generator)
-        for i in tuple(running):
+        if stop and stop.is_set():
+            return []
+        actions = agent.act(np.stack(obs), generator)
+        for i in sorted(running):
             obs[i], _, terminated, truncated, info = envs[i].step(actions[i])
             if terminated or truncated:
                 metrics[i] = episode_metrics(info)
@@ -311,140 +400,217 @@ def evaluate(agent: Agent, envs: list[gym.Env]) -> list[dict]:
     return metrics
 
 
-def load(run_dir: Path) -> dict:
-    """The checkpoint of a run; SystemExit where it is missing, truncated or foreign."""
+@dataclass
+class Progress:
+    """What a checkpoint holds beside agent, buffer and random generators."""
+
+    step: int = 0  # environment steps taken
+    episode: int = 0  # training episodes finished
+    seconds: float = 0.0  # of the run so far
+    actions: list = field(default_factory=list)  # of the current episode
+    eval_csv: str = ""  # the content of eval.csv
+    eval_returns: dict = field(default_factory=dict)  # step: mean return
+
+
+def save_file(path: Path, content: dict | str) -> None:
+    """Write all of it, or raise SystemExit and leave what was there before."""
+    temporary = path.with_name(path.name + ".tmp")
     try:
-        saved = torch.load(run_dir / "checkpoint.pt", map_location="cpu", weights_only=True)
-        return saved | {"args": Args(**saved["args"])}
+        if isinstance(content, str):
+            temporary.write_text(content)
+        else:
+            torch.save(content, temporary)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch's word for a full disk
+        raise SystemExit(f"error: cannot write {path}: {error}") from None
+
+
+def policy_state(agent: Agent) -> dict:
+    """What acting needs: see README.md, Using a policy."""
+    return {"args": asdict(agent.args), "dims": agent.dims, "agent": agent.state_dict()}
+
+
+def save_checkpoint(run_dir: Path, agent, buffer, progress) -> None:
+    """All that a resumed run needs to go on as if it had not stopped."""
+    content = policy_state(agent) | {"progress": asdict(progress)}
+    content["rows"] = buffer.rows[: len(buffer)].clone()  # a view would save all rows
+    content["noise"] = torch.get_rng_state()
+    content["cuda_noise"] = torch.cuda.get_rng_state_all()
+    for name in OPTIMIZERS:
+        content[name] = getattr(agent, name).state_dict()
+    save_file(run_dir / "checkpoint.pt", content)
+
+
+def load_checkpoint(run_dir: Path, agent, buffer) -> Progress:
+    """Restore in place. SystemExit if it is missing, damaged or of other flags."""
+    path = run_dir / "checkpoint.pt"
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        flags = asdict(Args(**saved["args"]))
     except Exception as error:
         raise SystemExit(f"error: cannot resume {run_dir}: {error!r:.200}") from None
+    for flag, value in flags.items():
+        if flag not in MAY_CHANGE and getattr(agent.args, flag) != value:
+            flag = flag.replace("_", "-")
+            raise SystemExit(f"error: {run_dir} was started with --{flag} {value}")
+    agent.load_state_dict(saved["agent"])
+    for name in OPTIMIZERS:
+        getattr(agent, name).load_state_dict(saved[name])
+    torch.set_rng_state(saved["noise"])
+    torch.cuda.set_rng_state_all(saved["cuda_noise"])
+    progress = Progress(**saved["progress"])
+    buffer.rows[: len(saved["rows"])] = saved["rows"]
+    buffer.num_added = progress.step
+    return progress
 
 
-def main(args: Args) -> dict:
-    """Algorithm 1. Returns eval_returns [(step, mean return)], run_dir, agent and buffer."""
+def run_evaluation(agent, envs, progress, run_dir, writer, stop) -> None:
+    """Evaluate; record it in eval.csv, TensorBoard, policy.pt and the terminal."""
+    episodes = evaluate(agent, envs, stop)
+    if not episodes:  # stopped: a resumed run evaluates again
+        return
+    step = progress.step
+    if not progress.eval_csv:
+        progress.eval_csv = ",".join(["step", "episode", *episodes[0], "seconds"])
+    for i, metrics in enumerate(episodes):
+        row = [step, i, *metrics.values(), int(progress.seconds)]
+        progress.eval_csv += "\n" + ",".join(map(str, row))
+    save_file(run_dir / "eval.csv", progress.eval_csv + "\n")
+    means = {name: np.mean([each[name] for each in episodes]) for name in episodes[0]}
+    log(writer, "eval/", means, step)
+    progress.eval_returns[step] = float(means["return"])
+    best = max(progress.eval_returns.values())
+    save_file(run_dir / "policy.pt", policy_state(agent))
+    if means["return"] == best:
+        save_file(run_dir / "policy_best.pt", policy_state(agent))
+    tqdm.write(f"step {step:,}: return {means['return']:.1f}, best {best:.1f}")
+
+
+def log(writer: SummaryWriter, prefix: str, values: dict, step: int) -> None:
+    """To TensorBoard. SystemExit with the name of a value that is not finite."""
+    for name, value in values.items():
+        writer.add_scalar(prefix + name, value, step)
+        if not math.isfinite(value):
+            writer.flush()
+            raise SystemExit(f"error: {prefix}{name} is {value} at step {step}")
+
+
+def main(args: Args, stop: threading.Event | None = None) -> dict:
+    """Algorithm 1. Once `stop` is set, the step in progress is the last.
+    Returns eval_returns [(step, mean return)], run_dir, agent and buffer."""
+    check(args)
+    stop = stop or threading.Event()
+    device = "cuda" if args.cuda and torch.cuda.is_available() else "cpu"
     torch.set_num_threads(args.num_threads)
     torch.use_deterministic_algorithms(args.torch_deterministic, warn_only=True)
     torch.manual_seed(args.seed)
-    args.cuda = args.cuda and torch.cuda.is_available()  # kept by a resumed run
-    device, noise = ("cuda", torch.cuda) if args.cuda else ("cpu", torch)  # noise: its generator
+
     task = list(dict.fromkeys(args.tasks or TASKS[: args.num_tasks]))
     label = "FrankaKitchen-v1-" + ("+".join(args.tasks).replace(" ", "-") or str(len(task)))
-    run_dir = Path(args.run_dir or f"runs/{label}__{args.exp_name}__{args.seed}__{time.time():.0f}")
+    name = f"{label}__{args.exp_name}__{args.seed}__{int(time.time())}"
+    run_dir = Path(args.run_dir or f"runs/{name}")
+    if run_dir.exists() and not args.resume:
+        raise SystemExit(f"error: {run_dir} exists: choose another, or --resume")
     try:
-        env, *eval_envs = [make_env(task) for _ in range(1 + args.eval_episodes)]
-        if args.capture_video:
-            camera = make_env(task, render_mode="rgb_array")
-            videos = f"{run_dir}/videos/{time.time_ns()}"  # never over those of an earlier start
-            eval_envs[0] = gym.wrappers.RecordVideo(camera, videos, lambda episode: True)
-    except Exception as error:  # an unknown id, unbounded actions, no simulator, no OpenGL, …
-        raise SystemExit(f"error: cannot make {task!r}: {error!r}") from None
-    dims = env.observation_space.shape[0], env.action_space.shape[0]
-    buffer = ReplayBuffer(args.buffer_size, *dims, device)
-    agent = Agent(*dims, args).to(device)  # Alg. 1, line 1
-    policy = {"args": asdict(args), "dims": dims, "agent": agent.state_dict()}  # stays current
-    step, episode, actions, eval_returns, metrics, seconds, csv_size = 0, 0, [], [], {}, 0, 0
-    if args.resume:
-        saved = load(run_dir)
-        for name in list(vars(args))[list(vars(args)).index("tasks") :]:
-            if getattr(args, name) != getattr(saved["args"], name):
-                raise SystemExit(f"error: {run_dir} was started with another {name}")
-        agent.load_state_dict(saved["agent"])
-        agent.optimizer.load_state_dict(saved["optimizer"])
-        noise.set_rng_state(saved["noise"])
-        step, episode, actions, eval_returns, metrics, seconds, csv_size = saved["run"]
-        buffer.num_added = step
-        buffer.size.fill_(len(buffer))
-        buffer.rows[: len(buffer)] = saved["rows"]
+        env = make_env(task)
+    except (gym.error.Error, ModuleNotFoundError) as error:
+        raise SystemExit(f"error: cannot make {task!r}: {error}") from None
+    eval_envs = [make_env(task) for _ in range(args.eval_episodes)]
+    obs_dim = env.observation_space.shape[0]
+    action_dim = env.action_space.shape[0]
+    buffer = ReplayBuffer(args.buffer_size, obs_dim, action_dim, device)
+    agent = Agent(obs_dim, action_dim, args).to(device)  # Alg. 1, line 1
+    progress = load_checkpoint(run_dir, agent, buffer) if args.resume else Progress()
+    if args.capture_video:
+        camera = make_env(task, render_mode="rgb_array")
+        folder = f"{run_dir}/videos/from_step_{progress.step}"
+        eval_envs[0] = gym.wrappers.RecordVideo(camera, folder, lambda episode: True)
 
-    run_dir.mkdir(parents=True, exist_ok=True)
-    csv = open(run_dir / "eval.csv", "r+" if args.resume else "x", 1)  # "x": never overwrite
-    csv.seek(csv.truncate(csv_size))
-    writer, start = SummaryWriter(run_dir, purge_step=step + 1), time.time() - seconds
-    writer.add_text("hyperparameters", repr(args), step)
+    writer = SummaryWriter(run_dir, purge_step=progress.step + 1)
+    table = [f"|{flag}|{value}|" for flag, value in asdict(args).items()]
+    writer.add_text("hyperparameters", "|flag|value|\n|-|-|\n" + "\n".join(table))
+    save_file(run_dir / "args.json", json.dumps(asdict(args), indent=2))
+    print(f"task    {label}: {obs_dim} observations, {action_dim} actions")
+    print(f"device  {device}, CPU threads: {args.num_threads}")
+    print(f"sizes   hidden {args.hidden_dim}, batch {args.batch_size}")
+    print(f"run     {run_dir}")
+    print(f"stop    Ctrl-C; then: python {sys.argv[0]} --run-dir {run_dir} --resume")
 
-    def save(content: dict, name: str) -> None:  # all of it, or what was there before
-        try:
-            torch.save(content, run_dir / f"{name}.tmp")
-        except RuntimeError as error:  # torch's word for a full disk
-            raise OSError(f"cannot write {run_dir}/{name}.tmp: {error}") from None
-        os.replace(run_dir / f"{name}.tmp", run_dir / f"{name}.pt")
+    obs, _ = env.reset(seed=episode_seed(args.seed, progress.episode))
+    for action in progress.actions:  # resumed in mid-episode: up to here again
+        obs, *_ = env.step(np.array(action, np.float32))
+    total = args.total_timesteps
+    bar = tqdm(total=total, initial=progress.step, smoothing=0, miniters=1)
+    started = time.time() - progress.seconds
+    losses = {}
 
-    def run_evaluation() -> None:
-        episodes = evaluate(agent, eval_envs)
-        if not eval_returns:
-            print("step", "episode", *episodes[0], "seconds", sep=",", file=csv)
-        for i, each in enumerate(episodes):
-            print(step, i, *each.values(), int(time.time() - start), sep=",", file=csv)
-        for name in episodes[0]:
-            writer.add_scalar(f"eval/{name}", np.mean([each[name] for each in episodes]), step)
-        eval_returns.append((step, sum(each["return"] for each in episodes) / len(episodes)))
-        save(policy, "policy")
-        if eval_returns[-1][1] == max(mean for _, mean in eval_returns):
-            save(policy, "policy_best")
-
-    def save_checkpoint() -> None:
-        writer.flush()
-        run = step, episode, actions, eval_returns, metrics, time.time() - start, csv.tell()
-        learner = {"optimizer": agent.optimizer.state_dict(), "noise": noise.get_rng_state()}
-        learner |= {"rows": buffer.rows[: len(buffer)].clone(), "run": run}
-        save(policy | learner, "checkpoint")
-
-    if args.eval_interval and not (step or eval_returns):
-        run_evaluation()
-    obs, _ = env.reset(seed=(args.seed + 1_000_003 * episode) % EVAL_SEED)
-    for action in actions:  # the episode up to the checkpoint, replayed
-        obs = env.step(np.array(action, np.float32))[0]
-    progress = tqdm(desc=label, total=args.total_timesteps, initial=step, mininterval=1)
-    while step < args.total_timesteps and not args.stopped:  # Alg. 1, line 2
+    while True:  # Alg. 1, line 2
+        step = progress.step
+        progress.seconds = time.time() - started
+        if args.eval_interval and step not in progress.eval_returns:
+            if step % args.eval_interval == 0 or step == total:
+                run_evaluation(agent, eval_envs, progress, run_dir, writer, stop)
+        if stop.is_set() or step >= total:
+            break
         step += 1
-        progress.update()
         if step <= args.learning_starts:  # Alg. 1, line 3
-            action = (2 * torch.rand(dims[1], device=device) - 1).cpu().numpy()
+            action = (2 * torch.rand(action_dim, device=device) - 1).cpu().numpy()
         else:
             action = agent.act(obs[None])[0]
-            # Alg. 1, line 4: launched before the simulator steps, so that a GPU learns meanwhile
-            batch, with_actor = buffer.sample(args.batch_size), step % args.policy_frequency == 0
-            metrics |= agent.update(batch, with_actor)
+            # Alg. 1, line 4: before the simulator, so that a GPU learns meanwhile
+            with_actor = step % args.policy_frequency == 0
+            losses |= agent.update(buffer.sample(args.batch_size), with_actor)
 
-        next_obs, reward, terminated, truncated, info = env.step(action)  # Alg. 1, line 11
+        # Alg. 1, line 11
+        next_obs, reward, terminated, truncated, info = env.step(action)
         buffer.add(obs, action, float(reward), next_obs, terminated)
         obs = next_obs
-        actions.append(action.tolist())
+        progress.step = step
+        progress.actions.append(action.tolist())
+
         if terminated or truncated:
-            episode, actions = episode + 1, []
-            for name, value in episode_metrics(info).items():
-                writer.add_scalar(f"charts/episodic_{name}", value, step)
-            progress.set_postfix({"return": info["episode"]["r"]}, refresh=False)
-            obs, _ = env.reset(seed=(args.seed + 1_000_003 * episode) % EVAL_SEED)
-
+            log(writer, "charts/episodic_", episode_metrics(info), step)
+            bar.set_postfix({"return": info["episode"]["r"]}, refresh=False)
+            progress.episode += 1
+            progress.actions = []
+            obs, _ = env.reset(seed=episode_seed(args.seed, progress.episode))
         if step % args.log_interval == 0:
-            for name, value in metrics.items():
-                writer.add_scalar(f"losses/{name}", value.item(), step)
-                if not value.isfinite():  # the last checkpoint stays
-                    writer.flush()
-                    raise SystemExit(f"error: losses/{name} is {value.item()} at step {step}")
-            writer.add_scalar("charts/SPS", step / (time.time() - start), step)
-        if args.eval_interval and (step % args.eval_interval == 0 or step == args.total_timesteps):
-            run_evaluation()
-        if step % (args.checkpoint_interval or math.inf) == 0 and step < args.total_timesteps:
-            save_checkpoint()
+            log(writer, "charts/", {"SPS": step / (time.time() - started)}, step)
+        if losses and step % args.log_interval == 0:
+            values = torch.stack(list(losses.values())).tolist()  # read in one go
+            log(writer, "losses/", dict(zip(losses, values, strict=True)), step)
+        if args.checkpoint_interval and step % args.checkpoint_interval == 0:
+            save_checkpoint(run_dir, agent, buffer, progress)
+        bar.update()
+        if step == args.learning_starts:  # slower from here: estimate from here
+            bar.initial = step
+            bar.start_t = time.time()
 
-    save_checkpoint()
-    for resource in (env, *eval_envs, csv, writer):
+    for resource in [bar, env, *eval_envs, writer]:
         resource.close()
+    save_checkpoint(run_dir, agent, buffer, progress)
+    eval_returns = list(progress.eval_returns.items())
     return dict(eval_returns=eval_returns, run_dir=str(run_dir), agent=agent, buffer=buffer)
 
 
 if __name__ == "__main__":
+    sys.path.append(os.getcwd())  # where module:id looks for a module of the user's
     args = tyro.cli(Args)
     if args.resume:
-        args = tyro.cli(Args, default=load(Path(args.run_dir))["args"])
+        try:
+            saved = json.loads(Path(args.run_dir, "args.json").read_text())
+        except (OSError, ValueError) as error:
+            raise SystemExit(f"error: cannot resume {args.run_dir!r}: {error}") from None
+        args = tyro.cli(Args, default=Args(**saved))
+    stop = threading.Event()
+
+    def on_signal(number, frame):
+        stop.set()
+        signal.signal(number, signal.SIG_DFL)  # a second one ends the run at once
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: setattr(Args, "stopped", True))
-    try:
-        result = main(args)
-    except OSError as error:  # a full disk, no permission, a run directory that is in use, …
-        raise SystemExit(f"error: {error}") from None
-    if Args.stopped:
+        signal.signal(number, on_signal)
+    result = main(args, stop)
+    if stop.is_set():
         raise SystemExit(f"stopped; to continue: --run-dir {result['run_dir']} --resume")
     print("done:", result["run_dir"])
