@@ -150,9 +150,7 @@ class ReplayBuffer:
 
     def sample(self, batch_size: int) -> list[torch.Tensor]:
         """s (B,S), a (B,d), r (B,), s' (B,S), terminated (B,), with replacement."""
-        device = self.rows.device
-        draw = torch.rand(batch_size, dtype=torch.float64, device=device)
-        i = (draw * len(self)).long()
+        i = torch.randint(len(self), (batch_size,), device=self.rows.device)
         s, a, r, next_s, terminated = self.rows[i].split(self.widths, dim=1)
         return [s, a, r.squeeze(1), next_s, terminated.squeeze(1)]
 
@@ -212,11 +210,12 @@ class TwinQ(nn.Module):
 def sample_path(velocity, s, x0, flow_steps):
     """x_{k+1} = x_k + h·v_θ(s, x_k, kh), h = 1/K.  Eq. (2)
     s (B,S), x0 (B,N,d) -> (K+1,B,N,d), from noise [0] to latent action [-1]."""
+    h = 1 / flow_steps
     path = [x0]
     for k in range(flow_steps):
         x = path[-1]
-        t = x.new_full((1,), k / flow_steps)
-        path.append(x + velocity(s.unsqueeze(1), x, t) / flow_steps)
+        t = x.new_full((1,), k * h)
+        path.append(x + h * velocity(s.unsqueeze(1), x, t))
     return torch.stack(path)
 
 
@@ -255,30 +254,30 @@ def sampler_entropy(velocity, s, path, k):
     Eq. (8), the entropy of tanh x_1 (nats): each Euler step has a known Jacobian.
     s (B,S), path (K+1,B,d), k (B,), the step each state lends: uniform k, no bias.
     A semi-gradient: x_k is held fixed, a step answers for its own output alone."""
-    flow_steps = len(path) - 1
+    h = 1 / (len(path) - 1)
     batch_size, d = path.shape[1:]
     x = path[k, torch.arange(batch_size, device=s.device)].detach().requires_grad_()
-    v = velocity(s, x, (k / flow_steps).to(s.dtype).unsqueeze(1))  # (B,d)
-    next_x = x + v / flow_steps
+    v = velocity(s, x, h * k.unsqueeze(1))  # (B,d)
+    next_x = x + h * v
     eye = torch.eye(d, device=s.device, dtype=s.dtype)
     rows = eye.unsqueeze(1).expand(d, batch_size, d)  # row i of ∂v/∂x is ∂v_i/∂x
     (jacobian,) = torch.autograd.grad(v, x, rows, create_graph=True, is_grads_batched=True)
-    step = eye + jacobian.transpose(0, 1) / flow_steps  # (B,d,d)
-    log_det = torch.linalg.slogdet(step).logabsdet  # (B,)
+    step_jacobian = eye + h * jacobian.transpose(0, 1)  # (B,d,d)
+    log_det = torch.linalg.slogdet(step_jacobian).logabsdet  # (B,)
     before = F.logsigmoid(2 * x) + F.logsigmoid(-2 * x)  # log ¼ sech² x
     after = F.logsigmoid(2 * next_x) + F.logsigmoid(-2 * next_x)
     change = log_det + (after - before).sum(-1)  # (B,)
-    return d * BASE_ENTROPY + flow_steps * change.mean()
+    return d * BASE_ENTROPY + change.mean() / h
 
 
 def ode_entropy(velocity, s, path, k, probe):
     """H = d·H_0 + ∫ E[∇·v − 2 tanh(x)·v] dt, ∇·v ≈ εᵀ(∂v/∂x)ε.  Eq. (9)
     The limit of Eq. (8) for h → 0: cheaper for large d, too high for few steps.
     Arguments as there, and probe (B,d), ε = ±1 (Hutchinson) -> scalar."""
-    flow_steps = len(path) - 1
+    h = 1 / (len(path) - 1)
     batch_size, d = path.shape[1:]
     x = path[k, torch.arange(batch_size, device=s.device)].detach().requires_grad_()
-    v = velocity(s, x, (k / flow_steps).to(s.dtype).unsqueeze(1))  # (B,d)
+    v = velocity(s, x, h * k.unsqueeze(1))  # (B,d)
     (vjp,) = torch.autograd.grad(v, x, probe, create_graph=True)
     divergence = (vjp * probe).sum(-1)  # (B,)
     change = divergence - 2 * (x.tanh() * v).sum(-1)
@@ -355,9 +354,8 @@ class Agent(nn.Module):
         t = torch.rand_like(x1[..., :1])
         flow_matching = flow_matching_loss(self.velocity, s, x0, x1, t, weights)
 
-        k = torch.randint(args.flow_steps, (1,), device=s.device)
-        k = (k + torch.arange(len(s), device=s.device)) % args.flow_steps
-        first = path[:, :, 0]  # one candidate for each state
+        k = torch.randint(args.flow_steps, (len(s),), device=s.device)
+        first = path[:, :, 0]  # the path of one candidate for each state
         if args.exact_entropy:
             entropy = sampler_entropy(self.velocity, s, first, k)  # Eq. (8)
         else:
@@ -540,7 +538,7 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
     for action in progress.actions:  # resumed in mid-episode: up to here again
         obs, *_ = env.step(np.array(action, np.float32))
     total = args.total_timesteps
-    bar = tqdm(total=total, initial=progress.step, smoothing=0, miniters=1)
+    bar = tqdm(total=total, initial=progress.step, smoothing=0, mininterval=1, miniters=1)
     started = time.time() - progress.seconds
     losses = {}
 

@@ -14,7 +14,7 @@ OWN_LINES = ["    task = ", "    label = "]
 
 
 def blocks(text: str) -> dict[str, str]:
-    """The top-level definitions by name, what stands before and after them as header, end."""
+    """The top-level definitions by name; what is before and after them: header, end."""
     named = {}
     for block in text.split("\n\n\n"):
         definition = re.search(r"^(?:def|class) (\w+)", block, re.MULTILINE)
