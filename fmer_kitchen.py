@@ -157,8 +157,7 @@ class ReplayBuffer:
 
 class MLP(nn.Module):
     """Two hidden SiLU layers, (…,in_dims[i]) for each input i -> (…,out_dim).
-    The first adds up one matrix per input: one linear layer on all of them, that
-    multiplies a state once and not once for each of its candidates."""
+    The first layer adds up a matrix per input: a state is not repeated for candidates."""
 
     def __init__(self, in_dims, hidden_dim, out_dim, layer_norm=False):
         super().__init__()
@@ -174,8 +173,7 @@ class MLP(nn.Module):
     def forward(self, *inputs):
         z = sum(layer(x) for layer, x in zip(self.inputs, inputs, strict=True))
         z = F.silu(self.norm1(z))
-        z = F.silu(self.norm2(self.hidden(z)))
-        return self.out(z)
+        return self.out(F.silu(self.norm2(self.hidden(z))))
 
 
 class VelocityField(nn.Module):
@@ -213,9 +211,8 @@ def sample_path(velocity, s, x0, flow_steps):
     h = 1 / flow_steps
     path = [x0]
     for k in range(flow_steps):
-        x = path[-1]
-        t = x.new_full((1,), k * h)
-        path.append(x + h * velocity(s.unsqueeze(1), x, t))
+        t = x0.new_full((1,), k * h)
+        path.append(path[-1] + h * velocity(s.unsqueeze(1), path[-1], t))
     return torch.stack(path)
 
 
@@ -266,22 +263,19 @@ def sampler_entropy(velocity, s, path, k):
     log_det = torch.linalg.slogdet(step_jacobian).logabsdet  # (B,)
     before = F.logsigmoid(2 * x) + F.logsigmoid(-2 * x)  # log ¼ sech² x
     after = F.logsigmoid(2 * next_x) + F.logsigmoid(-2 * next_x)
-    change = log_det + (after - before).sum(-1)  # (B,)
-    return d * BASE_ENTROPY + change.mean() / h
+    return d * BASE_ENTROPY + (log_det + (after - before).sum(-1)).mean() / h
 
 
 def ode_entropy(velocity, s, path, k, probe):
-    """H = d·H_0 + ∫ E[∇·v − 2 tanh(x)·v] dt, ∇·v ≈ εᵀ(∂v/∂x)ε.  Eq. (9)
-    The limit of Eq. (8) for h → 0: cheaper for large d, too high for few steps.
-    Arguments as there, and probe (B,d), ε = ±1 (Hutchinson) -> scalar."""
+    """H = d·H_0 + ∫ E[∇·v − 2 tanh(x)·v] dt, ∇·v ≈ εᵀ(∂v/∂x)ε.  Eq. (9), the limit of (8)
+    for h → 0, too high for few steps. As there, and probe (B,d), ε = ±1 -> scalar."""
     h = 1 / (len(path) - 1)
     batch_size, d = path.shape[1:]
     x = path[k, torch.arange(batch_size, device=s.device)].detach().requires_grad_()
     v = velocity(s, x, h * k.unsqueeze(1))  # (B,d)
     (vjp,) = torch.autograd.grad(v, x, probe, create_graph=True)
     divergence = (vjp * probe).sum(-1)  # (B,)
-    change = divergence - 2 * (x.tanh() * v).sum(-1)
-    return d * BASE_ENTROPY + change.mean()
+    return d * BASE_ENTROPY + (divergence - 2 * (x.tanh() * v).sum(-1)).mean()
 
 
 class Agent(nn.Module):
@@ -320,10 +314,9 @@ class Agent(nn.Module):
         losses = self.update_critic(*batch)
         if with_actor:
             losses |= self.update_actor(batch[0][: self.args.actor_batch_size])
-        with torch.no_grad():  # Alg. 1, line 10, as φ̄ + τ(φ − φ̄)
-            averages = list(self.target_critic.parameters())
-            sources = list(self.critic.parameters())
-            torch._foreach_lerp_(averages, sources, self.args.tau)
+        averages = list(self.target_critic.parameters())
+        sources = [parameter.detach() for parameter in self.critic.parameters()]
+        torch._foreach_lerp_(averages, sources, self.args.tau)  # line 10: φ̄ + τ(φ − φ̄)
         return losses
 
     def update_critic(self, s, a, r, next_s, terminated) -> dict:
@@ -352,15 +345,13 @@ class Agent(nn.Module):
 
         x0 = torch.randn_like(x1)
         t = torch.rand_like(x1[..., :1])
-        flow_matching = flow_matching_loss(self.velocity, s, x0, x1, t, weights)
-
+        flow_matching = flow_matching_loss(self.velocity, s, x0, x1, t, weights)  # Eq. (7)
         k = torch.randint(args.flow_steps, (len(s),), device=s.device)
-        first = path[:, :, 0]  # the path of one candidate for each state
         if args.exact_entropy:
-            entropy = sampler_entropy(self.velocity, s, first, k)  # Eq. (8)
+            entropy = sampler_entropy(self.velocity, s, path[:, :, 0], k)  # Eq. (8)
         else:
-            probe = torch.randn_like(first[0]).sign()
-            entropy = ode_entropy(self.velocity, s, first, k, probe)  # Eq. (9)
+            probe = torch.randn_like(x1[:, 0]).sign()
+            entropy = ode_entropy(self.velocity, s, path[:, :, 0], k, probe)  # Eq. (9)
         actor_loss = flow_matching - alpha * entropy  # Eq. (10)
         self.policy_optimizer.zero_grad()
         actor_loss.backward()
@@ -373,9 +364,12 @@ class Agent(nn.Module):
         if args.autotune_temperature:  # Eq. (6)
             (self.log_temperature * (ess_share - args.ess_target)).backward()
         self.dual_optimizer.step()
-        losses = {"actor_loss": actor_loss, "flow_matching": flow_matching}
-        losses |= {"entropy": entropy, "ess": ess_share}
-        losses |= {"alpha": alpha, "temperature": temperature}
+        losses = {
+            "actor_loss": actor_loss,
+            "flow_matching": flow_matching,
+            "ess": ess_share,
+        }
+        losses |= {"entropy": entropy, "alpha": alpha, "temperature": temperature}
         return {name: value.detach() for name, value in losses.items()}
 
 
@@ -385,16 +379,15 @@ def evaluate(agent: Agent, envs: list[gym.Env], stop=None) -> list[dict]:
     generator = torch.Generator(agent.log_alpha.device).manual_seed(EVAL_SEED)
     obs = [env.reset(seed=EVAL_SEED + i)[0] for i, env in enumerate(envs)]
     metrics = [{} for _ in envs]
-    running = set(range(len(envs)))
-    while running:
+    while not all(metrics):
         if stop and stop.is_set():
             return []
         actions = agent.act(np.stack(obs), generator)
-        for i in sorted(running):
-            obs[i], _, terminated, truncated, info = envs[i].step(actions[i])
-            if terminated or truncated:
-                metrics[i] = episode_metrics(info)
-                running.remove(i)
+        for i, env in enumerate(envs):
+            if not metrics[i]:
+                obs[i], _, terminated, truncated, info = env.step(actions[i])
+                if terminated or truncated:
+                    metrics[i] = episode_metrics(info)
     return metrics
 
 
@@ -406,7 +399,7 @@ class Progress:
     episode: int = 0  # training episodes finished
     seconds: float = 0.0  # of the run so far
     actions: list = field(default_factory=list)  # of the current episode
-    eval_csv: str = ""  # the content of eval.csv
+    eval_rows: str = ""  # of eval.csv
     eval_returns: dict = field(default_factory=dict)  # step: mean return
 
 
@@ -423,27 +416,21 @@ def save_file(path: Path, content: dict | str) -> None:
         raise SystemExit(f"error: cannot write {path}: {error}") from None
 
 
-def policy_state(agent: Agent) -> dict:
-    """What acting needs: see README.md, Using a policy."""
-    return {"args": asdict(agent.args), "dims": agent.dims, "agent": agent.state_dict()}
-
-
 def save_checkpoint(run_dir: Path, agent, buffer, progress) -> None:
     """All that a resumed run needs to go on as if it had not stopped."""
-    content = policy_state(agent) | {"progress": asdict(progress)}
+    content = {name: getattr(agent, name).state_dict() for name in OPTIMIZERS}
+    content |= {"args": asdict(agent.args), "agent": agent.state_dict()}
     content["rows"] = buffer.rows[: len(buffer)].clone()  # a view would save all rows
+    content["progress"] = asdict(progress)
     content["noise"] = torch.get_rng_state()
     content["cuda_noise"] = torch.cuda.get_rng_state_all()
-    for name in OPTIMIZERS:
-        content[name] = getattr(agent, name).state_dict()
     save_file(run_dir / "checkpoint.pt", content)
 
 
 def load_checkpoint(run_dir: Path, agent, buffer) -> Progress:
     """Restore in place. SystemExit if it is missing, damaged or of other flags."""
-    path = run_dir / "checkpoint.pt"
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = torch.load(run_dir / "checkpoint.pt", map_location="cpu", weights_only=True)
         flags = asdict(Args(**saved["args"]))
     except Exception as error:
         raise SystemExit(f"error: cannot resume {run_dir}: {error!r:.200}") from None
@@ -468,19 +455,19 @@ def run_evaluation(agent, envs, progress, run_dir, writer, stop) -> None:
     if not episodes:  # stopped: a resumed run evaluates again
         return
     step = progress.step
-    if not progress.eval_csv:
-        progress.eval_csv = ",".join(["step", "episode", *episodes[0], "seconds"])
+    header = ",".join(["step", "episode", *episodes[0], "seconds"]) + "\n"
     for i, metrics in enumerate(episodes):
         row = [step, i, *metrics.values(), int(progress.seconds)]
-        progress.eval_csv += "\n" + ",".join(map(str, row))
-    save_file(run_dir / "eval.csv", progress.eval_csv + "\n")
+        progress.eval_rows += ",".join(map(str, row)) + "\n"
+    save_file(run_dir / "eval.csv", header + progress.eval_rows)
     means = {name: np.mean([each[name] for each in episodes]) for name in episodes[0]}
     log(writer, "eval/", means, step)
     progress.eval_returns[step] = float(means["return"])
     best = max(progress.eval_returns.values())
-    save_file(run_dir / "policy.pt", policy_state(agent))
+    policy = {"args": asdict(agent.args), "dims": agent.dims, "agent": agent.state_dict()}
+    save_file(run_dir / "policy.pt", policy)
     if means["return"] == best:
-        save_file(run_dir / "policy_best.pt", policy_state(agent))
+        save_file(run_dir / "policy_best.pt", policy)
     tqdm.write(f"step {step:,}: return {means['return']:.1f}, best {best:.1f}")
 
 
@@ -502,7 +489,6 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
     torch.set_num_threads(args.num_threads)
     torch.use_deterministic_algorithms(args.torch_deterministic, warn_only=True)
     torch.manual_seed(args.seed)
-
     task = list(dict.fromkeys(args.tasks or TASKS[: args.num_tasks]))
     label = "FrankaKitchen-v1-" + ("+".join(args.tasks).replace(" ", "-") or str(len(task)))
     name = f"{label}__{args.exp_name}__{args.seed}__{int(time.time())}"
@@ -523,10 +509,9 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
         camera = make_env(task, render_mode="rgb_array")
         folder = f"{run_dir}/videos/from_step_{progress.step}"
         eval_envs[0] = gym.wrappers.RecordVideo(camera, folder, lambda episode: True)
-
     writer = SummaryWriter(run_dir, purge_step=progress.step + 1)
-    table = [f"|{flag}|{value}|" for flag, value in asdict(args).items()]
-    writer.add_text("hyperparameters", "|flag|value|\n|-|-|\n" + "\n".join(table))
+    rows = "".join(f"\n|{flag}|{value}|" for flag, value in asdict(args).items())
+    writer.add_text("hyperparameters", "|flag|value|\n|-|-|" + rows)
     save_file(run_dir / "args.json", json.dumps(asdict(args), indent=2))
     print(f"task    {label}: {obs_dim} observations, {action_dim} actions")
     print(f"device  {device}, CPU threads: {args.num_threads}")
@@ -541,7 +526,6 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
     bar = tqdm(total=total, initial=progress.step, smoothing=0, mininterval=1, miniters=1)
     started = time.time() - progress.seconds
     losses = {}
-
     while True:  # Alg. 1, line 2
         step = progress.step
         progress.seconds = time.time() - started
@@ -559,13 +543,11 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
             with_actor = step % args.policy_frequency == 0
             losses |= agent.update(buffer.sample(args.batch_size), with_actor)
 
-        # Alg. 1, line 11
-        next_obs, reward, terminated, truncated, info = env.step(action)
+        next_obs, reward, terminated, truncated, info = env.step(action)  # Alg. 1, line 11
         buffer.add(obs, action, float(reward), next_obs, terminated)
         obs = next_obs
         progress.step = step
         progress.actions.append(action.tolist())
-
         if terminated or truncated:
             log(writer, "charts/episodic_", episode_metrics(info), step)
             bar.set_postfix({"return": info["episode"]["r"]}, refresh=False)
@@ -583,7 +565,6 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
         if step == args.learning_starts:  # slower from here: estimate from here
             bar.initial = step
             bar.start_t = time.time()
-
     for resource in [bar, env, *eval_envs, writer]:
         resource.close()
     save_checkpoint(run_dir, agent, buffer, progress)
