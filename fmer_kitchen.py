@@ -523,49 +523,49 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
     for action in progress.actions:  # resumed in mid-episode: up to here again
         obs, *_ = env.step(np.array(action, np.float32))
     total = args.total_timesteps
-    bar = tqdm(total=total, initial=progress.step, smoothing=0, mininterval=1, miniters=1)
     started = time.time() - progress.seconds
     losses = {}
-    while True:  # Alg. 1, line 2
-        step = progress.step
-        progress.seconds = time.time() - started
-        if args.eval_interval and step not in progress.eval_returns:
-            if step % args.eval_interval == 0 or step == total:
-                run_evaluation(agent, eval_envs, progress, run_dir, writer, stop)
-        if stop.is_set() or step >= total:
-            break
-        step += 1
-        if step <= args.learning_starts:  # Alg. 1, line 3
-            action = (2 * torch.rand(action_dim, device=device) - 1).cpu().numpy()
-        else:
-            action = agent.act(obs[None])[0]
-            # Alg. 1, line 4: before the simulator, so that a GPU learns meanwhile
-            with_actor = step % args.policy_frequency == 0
-            losses |= agent.update(buffer.sample(args.batch_size), with_actor)
+    bar = tqdm(total=total, initial=progress.step, smoothing=0, mininterval=1, miniters=1)
+    with bar:  # closes it before an error is printed
+        while True:  # Alg. 1, line 2
+            step = progress.step
+            progress.seconds = time.time() - started
+            if args.eval_interval and step not in progress.eval_returns:
+                if step % args.eval_interval == 0 or step == total:
+                    run_evaluation(agent, eval_envs, progress, run_dir, writer, stop)
+            if stop.is_set() or step >= total:
+                break
+            step += 1
+            if step <= args.learning_starts:  # Alg. 1, line 3
+                action = (2 * torch.rand(action_dim, device=device) - 1).cpu().numpy()
+            else:
+                action = agent.act(obs[None])[0]
+                # Alg. 1, line 4: before the simulator, so that a GPU learns meanwhile
+                with_actor = step % args.policy_frequency == 0
+                losses |= agent.update(buffer.sample(args.batch_size), with_actor)
 
-        next_obs, reward, terminated, truncated, info = env.step(action)  # Alg. 1, line 11
-        buffer.add(obs, action, float(reward), next_obs, terminated)
-        obs = next_obs
-        progress.step = step
-        progress.actions.append(action.tolist())
-        if terminated or truncated:
-            log(writer, "charts/episodic_", episode_metrics(info), step)
-            bar.set_postfix({"return": info["episode"]["r"]}, refresh=False)
-            progress.episode += 1
-            progress.actions = []
-            obs, _ = env.reset(seed=episode_seed(args.seed, progress.episode))
-        if step % args.log_interval == 0:
-            log(writer, "charts/", {"SPS": step / (time.time() - started)}, step)
-        if losses and step % args.log_interval == 0:
-            values = torch.stack(list(losses.values())).tolist()  # read in one go
-            log(writer, "losses/", dict(zip(losses, values, strict=True)), step)
-        if args.checkpoint_interval and step % args.checkpoint_interval == 0:
-            save_checkpoint(run_dir, agent, buffer, progress)
-        bar.update()
-        if step == args.learning_starts:  # slower from here: estimate from here
-            bar.initial = step
-            bar.start_t = time.time()
-    for resource in [bar, env, *eval_envs, writer]:
+            next_obs, reward, terminated, truncated, info = env.step(action)  # line 11
+            buffer.add(obs, action, float(reward), next_obs, terminated)
+            obs = next_obs
+            progress.step = step
+            progress.actions.append(action.tolist())
+            if terminated or truncated:
+                log(writer, "charts/episodic_", episode_metrics(info), step)
+                bar.set_postfix({"return": info["episode"]["r"]}, refresh=False)
+                progress.episode += 1
+                progress.actions = []
+                obs, _ = env.reset(seed=episode_seed(args.seed, progress.episode))
+            if step % args.log_interval == 0:
+                log(writer, "charts/", {"SPS": step / (time.time() - started)}, step)
+                values = torch.stack([*losses.values()]).tolist() if losses else []
+                log(writer, "losses/", dict(zip(losses, values, strict=True)), step)
+            if args.checkpoint_interval and step % args.checkpoint_interval == 0:
+                save_checkpoint(run_dir, agent, buffer, progress)
+            bar.update()
+            if step == args.learning_starts:  # slower from here: estimate from here
+                bar.initial = step
+                bar.start_t = time.time()
+    for resource in [env, *eval_envs, writer]:
         resource.close()
     save_checkpoint(run_dir, agent, buffer, progress)
     eval_returns = list(progress.eval_returns.items())
