@@ -569,7 +569,7 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
             bar.update()
             if step == args.learning_starts:  # slower from here: estimate from here
                 bar.initial = step
-                bar.start_t = time.time()
+                bar.start_t = bar.last_print_t = time.time()
     for resource in [env, *eval_envs, writer]:
         resource.close()
     save_checkpoint(run_dir, agent, buffer, progress)
