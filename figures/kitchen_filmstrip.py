@@ -1,71 +1,87 @@
-"""Train on FrankaKitchen, then draw one evaluation episode as a filmstrip (the paper's Fig. 5).
+"""An evaluation episode of a kitchen policy as a filmstrip, after the paper's Fig. 5.
 
-    python figures/kitchen_filmstrip.py --num-tasks 7 --run-dir runs/film
+    python fmer_kitchen.py --num-tasks 4 --run-dir runs/kitchen
+    python figures/kitchen_filmstrip.py --run-dir runs/kitchen --out filmstrip.png
 
-takes every flag of fmer_kitchen.py and writes figures/kitchen_filmstrip.png: of the evaluation
-episodes the one with most tasks done, at even times and at the moment of each completion.
-Without a display set MUJOCO_GL=egl or MUJOCO_GL=osmesa.
+It is the episode with most tasks done, every 70 steps and at each completion. Without a
+display set MUJOCO_GL=egl or MUJOCO_GL=osmesa.
 """
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import gymnasium as gym
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import tyro
+from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import fmer_kitchen
-from figures.watch import task_of
+from figures.watch import load
+
+GREEN = "#009E73"
+
+
+@dataclass
+class Args:
+    """List what a policy completes in its best evaluation episode, and draw it."""
+
+    run_dir: Path  # holds policy.pt, the policy of the last evaluation
+    eval_episodes: int = 10  # episodes to choose from, on the evaluation's own seeds
+    out: Path | None = None  # the picture to write; none: only the list
 
 
 class Film(gym.Wrapper):
-    """Keeps (step, picture, tasks just done) every `interval` steps and at every completion."""
+    """Keeps (step, picture, tasks just done) every `interval` steps and at completions."""
 
     def __init__(self, env: gym.Env, interval: int = 70):
         super().__init__(env)
-        self.interval, self.frames, self.steps, self.done = interval, [], 0, set()
+        self.interval = interval
+        self.frames = []
+        self.steps = 0
+        self.done = set()
 
     def step(self, action):
         result = self.env.step(action)
-        completed = set(result[-1]["episode_task_completions"])
-        new, self.done, self.steps = sorted(completed - self.done), completed, self.steps + 1
+        info = result[-1]
+        self.steps += 1
+        new = sorted(set(info["episode_task_completions"]) - self.done)
+        self.done |= set(new)
         if new or self.steps % self.interval == 1:
             self.frames.append((self.steps, self.env.render(), new))
         return result
 
 
-def draw(film: Film, path: Path) -> None:
+def draw(film: Film) -> Figure:
     """One row of pictures in order of time; completions are framed and named."""
-    figure, axes = plt.subplots(1, len(film.frames), figsize=(2.2 * len(film.frames), 2.7))
-    for axis, (step, picture, new) in zip(axes, film.frames, strict=True):
-        axis.imshow(picture)
-        axis.set_title(", ".join(new) or " ", fontsize=10, color="#00705a", fontweight="bold")
-        axis.set_xlabel(f"step {step}", fontsize=9)
-        axis.set_xticks([])
-        axis.set_yticks([])
-        for spine in axis.spines.values():
-            spine.set(color="#00a37a" if new else "#bbbbbb", linewidth=4 if new else 1)
-    figure.tight_layout(pad=0.4)
-    figure.savefig(path, dpi=110)
+    figure = Figure((2.2 * len(film.frames), 2.7), layout="tight")
+    panels = figure.subplots(1, len(film.frames), squeeze=False)[0]
+    for panel, (step, picture, new) in zip(panels, film.frames, strict=True):
+        panel.imshow(picture)
+        panel.set_title(", ".join(new) or " ", size=10, color=GREEN, weight="bold")
+        panel.set_xlabel(f"step {step}", size=9)
+        panel.set(xticks=[], yticks=[])
+        for spine in panel.spines.values():
+            spine.set(color=GREEN if new else "0.75", linewidth=4 if new else 1)
+    return figure
 
 
-def main(args: fmer_kitchen.Args) -> None:
-    result = fmer_kitchen.main(args)
-    tasks = task_of(args)
-    films = [
-        Film(fmer_kitchen.make_env(tasks, render_mode="rgb_array"))
-        for _ in range(args.eval_episodes)
-    ]
-    fmer_kitchen.evaluate(result["agent"], films)
+def main(args: Args) -> None:
+    fmer, tasks, agent = load(args.run_dir / "policy.pt")
+    if fmer is not fmer_kitchen:
+        raise SystemExit(f"error: {args.run_dir} is no run of fmer_kitchen.py")
+    films = []
+    for _ in range(args.eval_episodes):
+        films.append(Film(fmer.make_env(tasks, render_mode="rgb_array")))
+    fmer.evaluate(agent, films)
     best = max(films, key=lambda film: len(film.done))
-    path = Path(__file__).with_suffix(".png")
-    draw(best, path)
-    print(f"{path}: {len(best.done)} of {len(tasks)} tasks in {best.steps} steps")
+    for step, _, new in best.frames:
+        for task in new:
+            print(f"{task}: done at step {step}")
+    print(f"{len(best.done)} of {len(tasks)} tasks in {best.steps} steps")
+    if args.out:
+        draw(best).savefig(args.out, dpi=110)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(fmer_kitchen.Args))
+    main(tyro.cli(Args))

@@ -1,8 +1,9 @@
-"""Uniform random actions on FrankaKitchen, measured by the evaluation that policies get.
+"""Uniform random actions on FrankaKitchen, evaluated as policies are: a Markdown table.
 
-    python figures/kitchen_random.py
+    python figures/kitchen_random.py --out results
 
-writes results/FrankaKitchen-v1-<n>/random/seed_<k>.csv for 1, 4 and 7 tasks, as a run's eval.csv.
+also writes <out>/FrankaKitchen-v1-<n>/random/seed_<k>.csv for n = 1, 4 and 7 tasks, as a
+run writes its eval.csv.
 """
 
 import csv
@@ -19,11 +20,11 @@ import fmer_kitchen
 
 @dataclass
 class Args:
-    """Evaluate random actions for 1, 4 and 7 tasks."""
+    """Evaluate random actions with 1, 4 and 7 tasks."""
 
-    seeds: int = 3  # generators of actions; each is evaluated once per number of tasks
+    seeds: int = 3  # generators of actions, each evaluated once for a number of tasks
     eval_episodes: int = 10  # episodes of an evaluation, on the evaluation's own seeds
-    results: Path = Path("results")  # where to write
+    out: Path | None = None  # folder to write to; none: only the table
 
 
 class RandomAgent(fmer_kitchen.Agent):
@@ -37,19 +38,37 @@ class RandomAgent(fmer_kitchen.Agent):
         return self.rng.uniform(-1, 1, (len(obs), 9)).astype(np.float32)
 
 
+def write(path: Path, episodes: list[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="") as file:
+        columns = ["step", "episode", *episodes[0]]
+        table = csv.DictWriter(file, columns, lineterminator="\n")
+        table.writeheader()
+        for i, episode in enumerate(episodes):
+            table.writerow({"step": 0, "episode": i} | episode)
+
+
 def main(args: Args) -> None:
+    print("| tasks | episodes | tasks done, % | episodes in which each was done |")
+    print("|--:|--:|--:|---|")
     for number in (1, 4, 7):
-        envs = [
-            fmer_kitchen.make_env(fmer_kitchen.TASKS[:number]) for _ in range(args.eval_episodes)
-        ]
-        folder = args.results / f"FrankaKitchen-v1-{number}" / "random"
-        folder.mkdir(parents=True, exist_ok=True)
+        tasks = fmer_kitchen.TASKS[:number]
+        envs = [fmer_kitchen.make_env(tasks) for _ in range(args.eval_episodes)]
+        episodes = []
         for seed in range(1, args.seeds + 1):
-            episodes = fmer_kitchen.evaluate(RandomAgent(seed), envs)
-            with open(folder / f"seed_{seed}.csv", "w", newline="") as file:
-                table = csv.DictWriter(file, ["step", "episode", *episodes[0]], lineterminator="\n")
-                table.writeheader()
-                table.writerows({"step": 0, "episode": i} | each for i, each in enumerate(episodes))
+            evaluation = fmer_kitchen.evaluate(RandomAgent(seed), envs)
+            episodes += evaluation
+            if args.out:
+                folder = args.out / f"FrankaKitchen-v1-{number}" / "random"
+                write(folder / f"seed_{seed}.csv", evaluation)
+        rate = 100 * np.mean([episode["success_rate"] for episode in episodes])
+        done = []
+        for task in tasks:
+            times = sum(episode[f"task/{task}"] for episode in episodes)
+            if times:
+                done.append(f"{task} {times}")
+        names = ", ".join(done) or "none"
+        print(f"| {number} | {len(episodes)} | {rate:.1f} | {names} |")
 
 
 if __name__ == "__main__":

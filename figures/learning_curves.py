@@ -1,190 +1,240 @@
-"""Learning curves of recorded runs: a figure with one panel per task, and a Markdown table.
+"""Learning curves of recorded runs: a Markdown table, and a picture if --out names one.
 
-Line: interquartile mean over seeds of the mean over evaluation episodes. Band: its 95 % bootstrap
-interval. Thin lines: the seeds. A curve is the `eval.csv` of a run.
+    python figures/learning_curves.py --out figures/learning_curves.png
+    python figures/learning_curves.py --ablations --out figures/ablations.png
+    python figures/learning_curves.py --results runs/benchmark
+    python figures/learning_curves.py --runs runs/*
+
+A score is the mean over the episodes of one evaluation. Of the seeds' scores we give the
+interquartile mean (IQM) and the range; from 5 seeds on, the 95 % bootstrap interval of the
+IQM instead of the range.
 """
 
 import csv
-import gzip
 import math
-import re
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial
 from pathlib import Path
 
-import matplotlib
+import matplotlib.style
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
+from scipy.stats import bootstrap, trim_mean
 
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]  # Okabe and Ito
-STYLE = {"font.size": 9, "axes.titleweight": "bold", "axes.titlelocation": "left"}
-STYLE |= {"axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "0.6"}
-STYLE |= {"axes.grid": True, "axes.grid.axis": "y", "grid.color": "0.9", "axes.xmargin": 0}
-STYLE |= {"xtick.color": "0.3", "ytick.color": "0.3"}
-STYLE |= {"legend.frameon": False, "legend.labelcolor": "linecolor", "legend.handlelength": 1}
-PAPER = {"HalfCheetah-v5": "12332", "Walker2d-v5": "5285", "Humanoid-v5": "5286"}  # v4 differs
-PAPER |= {f"FrankaKitchen-v1-{n}": f"{x} %" for n, x in ((1, "100"), (4, "50"), (7, "45.71"))}
+BASELINE = "fmer-small"  # the method that the ablations change
+PAPER = {  # FMER and SAC, quoted second-hand: best evaluation, 5 seeds, 1M steps, v5
+    "HalfCheetah": (12332, 10295),
+    "Walker2d": (5285, 4453),
+    "Humanoid": (5286, 5351),
+    "FrankaKitchen-v1-1": (100, 80),
+    "FrankaKitchen-v1-4": (50, 31),
+    "FrankaKitchen-v1-7": (45.71, 17.43),
+}
+Curves = dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]
+iqm = partial(trim_mean, proportiontocut=0.25)  # over axis 0, the seeds
 
 
 @dataclass
 class Args:
-    """Draw the learning curves of recorded runs, and print a Markdown table of them."""
+    """Print a table of recorded runs, and draw them."""
 
-    results: Path = Path("results")  # holds <task>/<method>/seed_<k>.csv, or .csv.gz
-    runs: tuple[Path, ...] = ()  # draw these run directories instead
-    out: Path = Path("figures/learning_curves.png")  # the figure to write
-    metric: str = "return"  # column to draw; on FrankaKitchen, return means success_rate
-    final: bool = False  # draw the last score of each seed instead of the curves
-
-
-def interquartile_mean(x: np.ndarray, axis: int = 0) -> np.ndarray:
-    """IQM(x) = mean of x_(k+1) ≤ … ≤ x_(n-k), k = floor(n/4): the mean, if n < 4."""
-    n = x.shape[axis]
-    return np.sort(x, axis).take(range(n // 4, n - n // 4), axis).mean(axis)
+    results: Path = Path("results")  # <task>/<method>/seed_<k>.csv, or seed_<k>/eval.csv
+    ablations: bool = False  # those in <results>/ablations, beside what they change
+    runs: tuple[Path, ...] = ()  # these run directories instead
+    out: Path | None = None  # the picture to write; none: only the table
 
 
-def bootstrap_interval(scores: list[np.ndarray], statistic, level=0.95, resamples=2000, seed=0):
-    """Quantiles (1 ∓ level)/2 of statistic(scores*), where scores* redraws the seeds of each task.
+def find(args: Args) -> list[tuple[str, str, str, Path]]:
+    """(task, method, seed, curve) of every run."""
+    found = []
+    for folder in args.runs:
+        name = folder.resolve().name
+        parts = name.rsplit("__", 3)  # task, method, seed, time
+        key = parts[:3] if len(parts) == 4 else ["runs", name, "1"]
+        found.append((*key, folder / "eval.csv"))
+    if found:
+        return found
+    pattern = "ablations/*/*/seed_*" if args.ablations else "*/*/seed_*"
+    paths = sorted(args.results.glob(pattern))
+    if args.ablations:
+        for task in sorted({path.parent.parent.name for path in paths}):
+            paths += sorted(args.results.glob(f"{task}/{BASELINE}/seed_*"))
+    for path in paths:
+        curve = path / "eval.csv" if path.is_dir() else path
+        if curve.suffix == ".csv" and curve.exists():
+            found.append((path.parent.parent.name, path.parent.name, path.stem, curve))
+    return found
 
-    One array (seeds, …) per task: redrawn with replacement, as many seeds as it has, then all put
-    together for statistic(x, axis). With few seeds the interval is too narrow.
-    """
-    rng = np.random.default_rng(seed)
-    redrawn = [x[rng.integers(len(x), size=(resamples, len(x)))] for x in scores]
-    estimates = statistic(np.concatenate(redrawn, axis=1), axis=1)
-    return np.quantile(estimates, [(1 - level) / 2, (1 + level) / 2], axis=0)
+
+def is_kitchen(task: str) -> bool:
+    return task.startswith("FrankaKitchen")
 
 
-def read_curve(path: Path, metric: str = "return") -> tuple[np.ndarray, np.ndarray]:
-    """m(step) = mean of the metric over the episodes evaluated at step: (steps, mean_per_step)."""
+def score_name(task: str) -> str:
+    return "tasks done (%)" if is_kitchen(task) else "return"
+
+
+def read_curve(path: Path, task: str) -> dict[int, float]:
+    """{step: score}: a return, or the percentage of the kitchen's tasks that were done."""
+    scale, column = (100, "success_rate") if is_kitchen(task) else (1, "return")
+    episodes = {}
     try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", newline="") as file:
-            rows = np.array([(int(r["step"]), float(r[metric])) for r in csv.DictReader(file)])
-    except KeyError as error:
-        raise SystemExit(f"error: {path}: no column {error}") from None
-    except Exception as error:  # a broken archive, not a number, …
-        raise SystemExit(f"error: cannot read {path}: {error}") from None
-    if not len(rows) or not np.isfinite(rows).all():
-        raise SystemExit(f"error: {path}: {'NaN or infinite' if len(rows) else 'no'} evaluations")
-    steps, index, counts = np.unique(rows[:, 0], return_inverse=True, return_counts=True)
-    return steps, np.bincount(index, rows[:, 1]) / counts
+        with open(path, newline="") as file:
+            for row in csv.DictReader(file):
+                episodes.setdefault(int(row["step"]), []).append(scale * float(row[column]))
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise SystemExit(f"error: cannot read {path}: {error!r}") from None
+    curve = {step: float(np.mean(scores)) for step, scores in episodes.items()}
+    if not curve or not np.isfinite(list(curve.values())).all():
+        raise SystemExit(f"error: {path} holds no evaluation, or one that is not finite")
+    return curve
 
 
-def common_steps(curves: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """steps = ∩ steps_i, scores[i, j] = m_i(steps[j]): the evaluations that all seeds share."""
-    steps = reduce(np.intersect1d, [own for own, _ in curves])
-    return steps, np.stack([mean[np.isin(own, steps)] for own, mean in curves])
-
-
-def load(args: Args) -> dict[tuple[str, str, str], tuple[np.ndarray, np.ndarray]]:
-    """{(task, method, metric): (steps, scores[seed, step])}, success rates in percent.
-
-    A run directory is <task>__<method>__<seed>__<time>, otherwise read as <task>/<method>_<seed>.
-    """
-    found: dict[tuple[str, str, str], dict[str, Path]] = {}
-    recorded = [] if args.runs else sorted(args.results.glob("*/*/seed_*.csv*"))
-    for path in recorded + [folder.resolve() / "eval.csv" for folder in args.runs]:
-        task, name = path.parent.parent.name, path.parent.name
-        run = re.fullmatch(r"(.+?)__(.+)__(\d+)__\d+", name)
-        if recorded:
-            method, seed = name, path.name.removeprefix("seed_").split(".")[0]
-        elif run:
-            task, method, seed = run.groups()
-        else:
-            method, seed = re.fullmatch(r"(.*?)(?:_s?(\d+))?", name).groups("")
-        rate = task.startswith("FrankaKitchen") and args.metric == "return"
-        key = task, method, "success_rate" if rate else args.metric
-        other = found.setdefault(key, {}).setdefault(seed, path)
-        if other != path:
-            raise SystemExit(f"error: the same seed twice: {other} and {path}")
+def load(args: Args) -> Curves:
+    """{task: {method: (steps, scores (seeds, steps))}}, at steps that all seeds share."""
+    found = {}
+    for task, method, seed, path in find(args):
+        seeds = found.setdefault((is_kitchen(task), task, method), {})
+        if seed in seeds:
+            raise SystemExit(f"error: {path} is {task}/{method}/{seed} a second time")
+        seeds[seed] = read_curve(path, task)
     if not found:
         raise SystemExit(f"error: no <task>/<method>/seed_<k>.csv in {str(args.results)!r}")
     curves = {}
-    for key, paths in sorted(found.items()):
-        steps, scores = common_steps([read_curve(path, key[2]) for path in paths.values()])
-        if not len(steps):
-            raise SystemExit(f"error: the seeds of {'/'.join(key[:2])} share no evaluation step")
-        curves[key] = steps, scores * (100 if key[2] == "success_rate" else 1)
+    for (_, task, method), seeds in sorted(found.items()):  # the kitchen last
+        steps = sorted(set.intersection(*map(set, seeds.values())))
+        if not steps:
+            raise SystemExit(f"error: the seeds of {task}/{method} share no evaluation")
+        scores = [[curve[step] for step in steps] for curve in seeds.values()]
+        curves.setdefault(task, {})[method] = np.array(steps), np.array(scores)
     return curves
 
 
-def table(curves: dict, metric: str = "return") -> str:
-    """A row per task and method: scores at the last step its seeds share, best scores up to it."""
-    best = f"maximum of the mean {metric} over evaluations: mean over seeds"
-    text = f"| task | method | seeds | steps | final {metric}: IQM [95 % interval] | {best} "
-    text += "| FMER, paper (1M steps, max) |\n|---|---|--:|--:|--:|--:|--:|"
-    for (task, method, shown), (steps, scores) in curves.items():
-        unit, final = " %" if shown == "success_rate" else "", scores[:, -1]
-        low, high = bootstrap_interval([final], interquartile_mean)
-        interval = f" [{low:.1f}, {high:.1f}]" if len(scores) > 1 else ""
-        text += f"\n| {task} | {method} | {len(scores)} | {steps[-1]:,.0f} "
-        text += f"| {interquartile_mean(final):.1f}{unit}{interval} "
-        text += f"| {scores.max(axis=1).mean():.1f}{unit} "
-        text += f"| {PAPER.get(task, '') if metric == 'return' else ''} |"
-    return text
+def interval(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The range of the seeds; of 5 and more, the 95 % bootstrap interval of their IQM."""
+    if len(scores) < 5:
+        return scores.min(0), scores.max(0)
+    return bootstrap((scores,), iqm, method="percentile", rng=0).confidence_interval
 
 
-def draw(curves: dict) -> Figure:
-    """One panel per task; a method has one colour in all of them."""
-    tasks, methods = (sorted({key[i] for key in curves}) for i in (0, 1))
-    columns = 2 if len(tasks) == 4 else min(len(tasks), 3)
-    rows = math.ceil(len(tasks) / columns)
-    figure = Figure((3.5 * columns, 2.7 * rows), layout="constrained")
-    panels = {task: figure.add_subplot(rows, columns, i + 1) for i, task in enumerate(tasks)}
-    for (task, method, _), (steps, scores) in curves.items():
-        panel, x, mean = panels[task], steps / 1000, interquartile_mean(scores)
-        colour = COLOURS[methods.index(method) % len(COLOURS)]
-        label = f"{method} ({len(scores)} seed{'s' if len(scores) > 1 else ''})"
-        if len(steps) == 1:  # a policy that does not learn
-            panel.axhline(mean[0], color=colour, lw=1.2, ls="--", label=label)
-            continue
-        low, high = bootstrap_interval([scores], interquartile_mean)
-        panel.fill_between(x, low, high, color=colour, alpha=0.18, lw=0)
-        panel.plot(x, scores.T, color=colour, lw=0.6, alpha=0.35)
-        panel.plot(x, mean, color=colour, lw=1.8, label=label, zorder=3)
-    for task, _, metric in curves:
-        panels[task].set(title=task, ylabel=metric.replace("_", " "))
-        if metric == "success_rate":
-            panels[task].set(ylim=(-3, 103), ylabel="success rate (%)")
-        panels[task].legend()
-    figure.align_ylabels()
+def count(scores: np.ndarray) -> str:
+    return f"{len(scores)} seed{'s' if len(scores) > 1 else ''}"
+
+
+def paper(task: str) -> dict[str, float]:
+    """{label: score}: what the paper reports for the task, or for its v5."""
+    levels = PAPER.get(task.removesuffix("-v4").removesuffix("-v5"), ())
+    version = "" if is_kitchen(task) else "v5, "
+    labels = [f"{method}, paper ({version}1M steps, max)" for method in ("FMER", "SAC")]
+    return dict(zip(labels, levels, strict=False))
+
+
+def table(curves: Curves, with_paper: bool) -> str:
+    """A row for each task and method: its last evaluation, and the best of each seed."""
+    brackets = "[range, from 5 seeds on 95 % interval]"
+    lines = [
+        f"| task | method | last evaluation: IQM {brackets} | best evaluation: mean |",
+        "|---|---|--:|--:|",
+    ]
+    for task, methods in curves.items():
+        digits, unit = (1, " %") if is_kitchen(task) else (0, "")
+        for method, (steps, scores) in methods.items():
+            last = f"{iqm(scores[:, -1]):.{digits}f}{unit}"
+            if len(scores) > 1:
+                low, high = interval(scores[:, -1])
+                last += f" [{low:.{digits}f}, {high:.{digits}f}]"
+            last += f" ({count(scores)}, {steps[-1]:,} steps)"
+            best = f"{scores.max(1).mean():.{digits}f}{unit}"
+            lines.append(f"| {task} | {method} | {last} | {best} |")
+        if with_paper:
+            for label, level in paper(task).items():
+                lines.append(f"| {task} | {label} | | {level}{unit} |")
+    return "\n".join(lines)
+
+
+def rises(methods: dict) -> bool:
+    return any(scores.max() > scores[:, 0].max() for _, scores in methods.values())
+
+
+def draw(curves: Curves) -> Figure:
+    """A panel for each task with curves, those that rise first. Thin lines: the seeds."""
+    drawn = [t for t, m in curves.items() if any(len(steps) > 1 for steps, _ in m.values())]
+    if not drawn:
+        raise SystemExit("error: nothing to draw: no run was evaluated twice")
+    drawn.sort(key=lambda task: not rises(curves[task]))
+    names = sorted({method for task in drawn for method in curves[task]})
+    columns = min(len(drawn), 3)
+    rows = math.ceil(len(drawn) / columns)
+    figure = Figure((3.6 * columns, 3 * rows))
+    for i, task in enumerate(drawn):
+        panel = figure.add_subplot(rows, columns, i + 1)
+        for method, (steps, scores) in curves[task].items():
+            draw_curve(panel, method, steps, scores, f"C{names.index(method)}")
+        beyond = draw_paper(panel, task)
+        bottom, top = panel.get_ylim()
+        panel.set_yticks([tick for tick in panel.get_yticks() if bottom <= tick <= top])
+        panel.set_ylim(bottom, top + 0.35 * (top - bottom))  # room for the legend
+        legend = panel.legend(loc="upper left", alignment="left", title=beyond)
+        legend.get_title().set(color="0.4", size=7)
+        panel.set(title=task, ylabel=score_name(task))
+        panel.margins(x=0)
     figure.supxlabel("environment steps (thousands)", size="medium")
     return figure
 
 
-def draw_final(curves: dict) -> Figure:
-    """One panel per task, one line per method: the last score of each seed, and their IQM."""
-    tasks = sorted({key[0] for key in curves})
-    methods = [key[1] for key in sorted(curves, key=lambda k: curves[k][1][:, -1].mean())]
-    methods = sorted(set(methods), key=methods.index)
-    figure = Figure((5 * len(tasks), 0.8 + 0.22 * len(methods)), layout="constrained")
-    panels = figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0]
-    for panel, task in zip(panels, tasks, strict=True):
-        own = {key[1:]: curve for key, curve in curves.items() if key[0] == task}
-        for (method, _), (_, scores) in own.items():
-            y, final = methods.index(method), scores[:, -1]
-            panel.plot(final, np.full(len(final), y), "o", color=COLOURS[0], ms=4, alpha=0.5)
-            panel.plot(interquartile_mean(final), y, "|", color=COLOURS[1], ms=11, mew=2)
-        last = max(steps[-1] for steps, _ in own.values())
-        unit = "success rate (%)" if task.startswith("FrankaKitchen") else next(iter(own))[1]
-        panel.set(xlabel=f"{unit.replace('_', ' ')} after {last:,.0f} steps")
-        panel.set(title=task, yticks=range(len(methods)), yticklabels=methods)
-        panel.grid(axis="x", color="0.9")
-        panel.margins(x=0.04)
+def draw_curve(panel, method: str, steps, scores, colour: str) -> None:
+    label = f"{method} ({count(scores)})"
+    if len(steps) == 1:  # a policy that does not learn
+        panel.axhline(iqm(scores)[0], color=colour, lw=1.2, ls="--", label=label)
+        return
+    panel.fill_between(steps / 1000, *interval(scores), color=colour, alpha=0.15, lw=0)
+    panel.plot(steps / 1000, scores.T, color=colour, lw=0.6, alpha=0.4)
+    panel.plot(steps / 1000, iqm(scores), color=colour, lw=1.8, label=label)
+
+
+def draw_paper(panel, task: str) -> str:
+    """The paper's levels as lines. Returned in words: those too high for the curves."""
+    highest = 100 if is_kitchen(task) else 2 * panel.get_ylim()[1]
+    place = dict(xycoords=("axes fraction", "data"), ha="right", va="bottom")
+    beyond = []
+    for label, level in paper(task).items():
+        if level > highest:
+            beyond.append(f"↑ {label}: {level}")
+        else:
+            panel.axhline(level, color="0.5", lw=0.9, ls=":")
+            panel.annotate(f"{label}: {level}", (1, level), color="0.4", size=7, **place)
+    return "\n".join(beyond)
+
+
+def draw_ablations(curves: Curves) -> Figure:
+    """A panel for each task: the last score of each seed (dots), their IQM (bar)."""
+    most = max(len(methods) for methods in curves.values())
+    figure = Figure((5 * len(curves), 0.9 + 0.23 * most))
+    for i, (task, methods) in enumerate(curves.items()):
+        last = {method: scores[:, -1] for method, (_, scores) in methods.items()}
+        ranked = sorted(last, key=lambda method, last=last: iqm(last[method]))
+        panel = figure.add_subplot(1, len(curves), i + 1)
+        for y, method in enumerate(ranked):
+            x = last[method]
+            panel.plot(x, np.full(len(x), y), "o", color="C0", ms=4, alpha=0.5)
+            panel.plot(iqm(x), y, "|", color="C1", ms=11, mew=2)
+        if BASELINE in last:
+            panel.axvspan(*interval(last[BASELINE]), color="0.93")
+        panel.set(title=task, yticks=range(len(ranked)), yticklabels=ranked)
+        panel.set_xlabel(f"last {score_name(task)}, shaded: {BASELINE}")
+        panel.grid(axis="x")
     return figure
 
 
 def main(args: Args) -> None:
-    """Write the figure, then print the table."""
+    """Print the table; write the picture, if it has a name."""
     curves = load(args)
-    try:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        with matplotlib.rc_context(STYLE):
-            (draw_final if args.final else draw)(curves).savefig(args.out, dpi=160)
-    except (OSError, ValueError) as error:  # no permission, an unknown file format, …
-        raise SystemExit(f"error: cannot write {args.out}: {error}") from None
-    print(table(curves, args.metric))
+    print(table(curves, with_paper=not args.ablations))
+    if args.out:
+        with matplotlib.style.context(Path(__file__).with_name("style.mplstyle")):
+            figure = draw_ablations(curves) if args.ablations else draw(curves)
+            figure.savefig(args.out)
 
 
 if __name__ == "__main__":

@@ -1,231 +1,276 @@
-"""figures/learning_curves.py: statistics by hand, the table, the figure, refusals."""
+"""Tables and pictures of figures/, but for multigoal.py and watch.py."""
 
-import gzip
-import subprocess
-import sys
-from pathlib import Path
-
+import gymnasium as gym
 import matplotlib.image
 import numpy as np
 import pytest
-import tyro
+from torch.utils.tensorboard import SummaryWriter
 
+import fmer_kitchen
+from figures import kitchen_filmstrip, kitchen_random, metrics, speed
 from figures import learning_curves as lc
 
-SCRIPT = Path(lc.__file__)
 
-
-def write(path, curve, column="return", episodes=2):
-    """An eval.csv of unequal episodes whose mean is `curve`, {step: mean}."""
+def write(path, curve, column="return"):
+    """An eval.csv of two unequal episodes at each step, whose mean is `curve`."""
     lines = [f"step,episode,{column},length,seconds"]
     for step, mean in curve.items():
-        offsets = np.arange(episodes) - (episodes - 1) / 2
-        lines += [f"{step},{i},{mean + offset},7,0.5" for i, offset in enumerate(offsets)]
+        lines += [f"{step},0,{mean - 0.5},7,0", f"{step},1,{mean + 0.5},7,0"]
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = "\n".join(lines) + "\n"
-    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
-    return path
+    path.write_text("\n".join(lines) + "\n")
 
 
 @pytest.fixture
 def results(tmp_path):
-    """Two tasks; the four seeds of the first end at 30, 20, 20 and 20 thousand steps."""
-    for seed, (a, b) in enumerate([(4, 1), (6, 3), (8, 5), (900, 7)], start=1):
-        curve = {0: 0, 10_000: a, 20_000: b} | ({30_000: 99} if seed == 1 else {})
-        write(tmp_path / f"HalfCheetah-v5/fmer/seed_{seed}.csv", curve)
-    write(tmp_path / "HalfCheetah-v5/sac/seed_1.csv.gz", {0: -2, 10_000: 1, 20_000: 0.25})
+    """Five seeds of one method, one of another as a run directory, and random actions."""
+    root = tmp_path / "results"
+    for seed, last in enumerate([1, 3, 5, 7, 100], start=1):
+        curve = {0: 0, 10_000: 9, 20_000: last} | ({30_000: 8} if seed == 1 else {})
+        write(root / f"HalfCheetah-v4/fmer-small/seed_{seed}.csv", curve)
+    write(root / "HalfCheetah-v4/sac/seed_1/eval.csv", {0: -2, 10_000: 1, 20_000: 0.4})
+    (root / "HalfCheetah-v4/sac/seed_1.log").write_text("no curve")
+    write(root / "Idle-v5/random/seed_1.csv", {0: 1})
     for seed, rate in enumerate([0.25, 0.75], start=1):
-        kitchen = tmp_path / f"FrankaKitchen-v1-4/fmer/seed_{seed}.csv"
-        write(kitchen, {0: 0, 10_000: rate, 20_000: rate / 2}, "success_rate")
-    return tmp_path
+        path = root / f"FrankaKitchen-v1-4/fmer-small/seed_{seed}.csv"
+        write(path, {0: 0, 10_000: rate, 20_000: rate / 2}, "success_rate")
+    write(root / "ablations/HalfCheetah-v4/K1/seed_1.csv", {0: 0, 20_000: 2})
+    return root
 
 
-def refusal(**args):
-    with pytest.raises(SystemExit) as stop:
-        lc.main(lc.Args(**args))
-    message = str(stop.value)
-    assert message.startswith("error: ") and "\n" not in message
-    return message
-
-
-@pytest.mark.parametrize(
-    "x, expected",
-    [([3], 3), ([1, 2, 6], 3), ([-100, 2, 4, 999], 3), ([5, 4, 3, 2, 1], 3),
-     ([9, 8, 7, 6, 5, 4, 3, 2], 5.5)],
-)  # fmt: skip
-def test_interquartile_mean_drops_a_quarter_from_each_end(x, expected):
-    assert lc.interquartile_mean(np.array(x)) == expected
-
-
-def test_interquartile_mean_along_an_axis():
-    x = np.array([[0, 50], [1, 10], [3, 20], [70, -9]])
-    np.testing.assert_array_equal(lc.interquartile_mean(x), [2, 15])
-    np.testing.assert_array_equal(lc.interquartile_mean(x.T, axis=1), [2, 15])
-
-
-def test_bootstrap_of_two_seeds_is_binomial():
-    """The mean of two draws from {0, 1} is 0, ½ or 1 with probabilities ¼, ½, ¼."""
-    scores = [np.array([0.0, 1.0])]
-    np.testing.assert_array_equal(lc.bootstrap_interval(scores, np.mean), [0, 1])
-    np.testing.assert_array_equal(lc.bootstrap_interval(scores, np.mean, level=0.4), [0.5, 0.5])
-
-
-def test_bootstrap_approaches_the_normal_interval():
-    scores = np.random.default_rng(1).normal(3, 2, 101)
-    low, high = lc.bootstrap_interval([scores], np.mean)
-    half = 1.96 * scores.std() / np.sqrt(101)
-    assert low == pytest.approx(scores.mean() - half, abs=0.1 * half)
-    assert high == pytest.approx(scores.mean() + half, abs=0.1 * half)
-
-
-def test_bootstrap_is_stratified_by_task():
-    """Seeds are never moved between tasks: if each task is constant, so is the statistic."""
-    tasks = [np.full((3, 2), 1.0), np.full((5, 2), 9.0)]
-    np.testing.assert_array_equal(lc.bootstrap_interval(tasks, np.mean), np.full((2, 2), 6.0))
-    pooled = lc.bootstrap_interval([np.concatenate(tasks)], np.mean)
-    assert (pooled[0] < 6).all() and (pooled[1] > 6).all()
-
-
-def test_read_curve_averages_the_episodes_of_a_step(tmp_path):
-    path = tmp_path / "eval.csv"
-    path.write_text("step,episode,return\n10,0,4\n0,0,1\n10,1,8\n0,1,2\n10,2,9\n")
-    steps, means = lc.read_curve(path)
-    np.testing.assert_array_equal(steps, [0, 10])
-    np.testing.assert_array_equal(means, [1.5, 7])
-    zipped = write(tmp_path / "eval.csv.gz", {0: 3, 5: -4}, "length_", episodes=7)
-    np.testing.assert_array_equal(lc.read_curve(zipped, "length_")[1], [3, -4])
-
-
-def test_seeds_are_truncated_to_the_steps_they_share():
-    first = np.array([0, 5, 10, 15]), np.array([1, 2, 3, 4])
-    second = np.array([0, 10, 20]), np.array([5, 6, 7])
-    steps, scores = lc.common_steps([first, second])
-    np.testing.assert_array_equal(steps, [0, 10])
-    np.testing.assert_array_equal(scores, [[1, 3], [5, 6]])
+def test_range_of_few_seeds_and_bootstrap_interval_of_five():
+    """The IQM of 0,0,0,0,1 is the mean of the middle three. Redrawn, it is 0 in 74 % of
+    the cases (at most one 1), 2/3 or less in 99.3 % (at most three)."""
+    assert lc.interval(np.array([4.0, 1.0, 2.0, 9.0])) == (1, 9)
+    low, high = lc.interval(np.array([0.0, 0.0, 0.0, 0.0, 1.0]))
+    assert low == 0 and high == pytest.approx(2 / 3)
+    low, high = lc.interval(np.array([[0.0, 3.0]] * 5))
+    assert list(low) == list(high) == [0, 3], "each step has its own interval"
 
 
 def test_table(results):
-    """Final: IQM of 1, 3, 5, 7. Maximum: mean of 4, 6, 8, 900. Seed 1's step 30,000 is unshared."""
-    head, rule, *rows = lc.table(lc.load(lc.Args(results))).splitlines()
-    assert head == (
-        "| task | method | seeds | steps | final return: IQM [95 % interval] | maximum of the mean "
-        "return over evaluations: mean over seeds | FMER, paper (1M steps, max) |"
-    )
-    assert {line.count("|") for line in (head, rule, *rows)} == {8}
-    assert rows == [
-        "| FrankaKitchen-v1-4 | fmer | 2 | 20,000 | 25.0 % [12.5, 37.5] | 50.0 % | 50 % |",
-        "| HalfCheetah-v5 | fmer | 4 | 20,000 | 4.0 [1.0, 7.0] | 229.5 | 12332 |",
-        "| HalfCheetah-v5 | sac | 1 | 20,000 | 0.2 | 1.0 | 12332 |",
+    """The last shared step is 20,000: the IQM of 1, 3, 5, 7, 100 is 5. Best: 9 and 100."""
+    curves = lc.load(lc.Args(results))
+    assert {task: list(methods) for task, methods in curves.items()} == {
+        "HalfCheetah-v4": ["fmer-small", "sac"],
+        "Idle-v5": ["random"],
+        "FrankaKitchen-v1-4": ["fmer-small"],
+    }
+    low, high = lc.interval(curves["HalfCheetah-v4"]["fmer-small"][1][:, -1])
+    assert lc.table(curves, with_paper=True).splitlines()[2:] == [
+        f"| HalfCheetah-v4 | fmer-small | 5 [{low:.0f}, {high:.0f}] "
+        "(5 seeds, 20,000 steps) | 27 |",
+        "| HalfCheetah-v4 | sac | 0 (1 seed, 20,000 steps) | 1 |",
+        "| HalfCheetah-v4 | FMER, paper (v5, 1M steps, max) | | 12332 |",
+        "| HalfCheetah-v4 | SAC, paper (v5, 1M steps, max) | | 10295 |",
+        "| Idle-v5 | random | 1 (1 seed, 0 steps) | 1 |",
+        "| FrankaKitchen-v1-4 | fmer-small | 25.0 % [12.5, 37.5] "
+        "(2 seeds, 20,000 steps) | 50.0 % |",
+        "| FrankaKitchen-v1-4 | FMER, paper (1M steps, max) | | 50 % |",
+        "| FrankaKitchen-v1-4 | SAC, paper (1M steps, max) | | 31 % |",
     ]
 
 
-def test_the_paper_is_quoted_for_its_own_tasks_and_metric_only(tmp_path):
-    for task in ("Walker2d-v4", "Walker2d-v5"):
-        write(tmp_path / task / "fmer" / "seed_1.csv", {0: 1, 10: 2})
-    old, new = lc.table(lc.load(lc.Args(tmp_path))).splitlines()[2:]
-    assert old.endswith("| 2.0 |  |") and new.endswith("| 2.0 | 5285 |")
-    length = lc.table(lc.load(lc.Args(tmp_path, metric="length")), "length")
-    assert "final length" in length and "5285" not in length and length.endswith("| 7.0 |  |")
+def test_run_directories_are_read_by_their_names(tmp_path):
+    names = ["Hopper-v4__no_exact__3__1795", "Hopper-v4__no_exact__12__1801", "mine"]
+    folders = tuple(tmp_path / name for name in names)
+    for folder in folders:
+        write(folder / "eval.csv", {0: 1, 10: 2})
+    curves = lc.load(lc.Args(runs=folders))
+    assert curves["Hopper-v4"]["no_exact"][1].shape == (2, 2)
+    assert curves["runs"]["mine"][1].shape == (1, 2)
 
 
-def test_names_of_run_directories(tmp_path):
-    names = ["Hopper-v4__no_exact__entropy__3__1795", "Hopper-v4__no_exact__entropy__12__1801"]
-    names += ["B_s1", "B_s2", "C_7", "D"]
-    for name in names:
-        write(tmp_path / "mine" / name / "eval.csv", {0: 1, 10: 2})
-    runs = [str(tmp_path / "mine" / name) for name in names]
-    curves = lc.load(tyro.cli(lc.Args, args=["--runs", *runs]))
-    assert {key[:2]: len(scores) for key, (_, scores) in curves.items()} == {
-        ("Hopper-v4", "no_exact__entropy"): 2,
-        ("mine", "B"): 2, ("mine", "C"): 1, ("mine", "D"): 1,
-    }  # fmt: skip
-
-
-def test_panels_show_the_interquartile_mean_the_seeds_and_the_interval(results):
-    figure = lc.draw(lc.load(lc.Args(results)))
-    kitchen, cheetah = figure.axes
-    assert [panel.get_title() for panel in figure.axes] == ["FrankaKitchen-v1-4", "HalfCheetah-v5"]
-    assert [panel.get_ylabel() for panel in figure.axes] == ["success rate (%)", "return"]
-    lines = {line.get_label(): line for line in cheetah.lines if line.get_label()[0] != "_"}
-    assert list(lines) == ["fmer (4 seeds)", "sac (1 seed)"]
-    np.testing.assert_array_equal(lines["fmer (4 seeds)"].get_xydata(), [[0, 0], [10, 7], [20, 4]])
-    assert len(cheetah.lines) == (4 + 1) + (1 + 1)
-    assert len({line.get_color() for line in lines.values()}) == 2
-    assert kitchen.lines[0].get_color() == lines["fmer (4 seeds)"].get_color()
+def test_panels_show_curves_seeds_interval_and_the_papers_level(results):
+    """No panel for what was evaluated once. 50 % is a line; 12332 would squash 9."""
+    cheetah, kitchen = lc.draw(lc.load(lc.Args(results))).axes
+    assert [cheetah.get_title(), kitchen.get_title()] == [
+        "HalfCheetah-v4",
+        "FrankaKitchen-v1-4",
+    ]
+    lines = {line.get_label(): line for line in cheetah.lines}
+    curve = lines["fmer-small (5 seeds)"].get_xydata()
+    np.testing.assert_array_equal(curve, [[0, 0], [10, 9], [20, 5]])
+    assert len(cheetah.lines) == (5 + 1) + (1 + 1), "thin lines and a thick one each"
     band = cheetah.collections[0].get_paths()[0].vertices
-    assert [band[band[:, 0] == 20, 1].min(), band[band[:, 0] == 20, 1].max()] == [1, 7]
+    assert band[band[:, 0] == 20, 1].max() < 100, "an interval of the mean, not the range"
+    assert cheetah.get_ylim()[1] < 200
+    assert "12332" in cheetah.get_legend().get_title().get_text()
+    assert {line.get_ydata()[0] for line in kitchen.lines[-2:]} == {50, 31}
+    assert [text.get_text() for text in kitchen.texts] == [
+        "FMER, paper (1M steps, max): 50",
+        "SAC, paper (1M steps, max): 31",
+    ]
 
 
-def test_the_figure_is_written_and_not_blank(results, tmp_path, capsys):
-    out = tmp_path / "new" / "curves.png"
-    lc.main(lc.Args(results, out=out))
-    pixels = matplotlib.image.imread(out)[..., :3]
-    assert min(pixels.shape[:2]) > 300
+def test_ablations_stand_beside_the_baseline_that_is_stored_once(results):
+    curves = lc.load(lc.Args(results, ablations=True))
+    assert {task: list(methods) for task, methods in curves.items()} == {
+        "HalfCheetah-v4": ["K1", "fmer-small"]
+    }
+    (panel,) = lc.draw_ablations(curves).axes
+    assert [text.get_text() for text in panel.get_yticklabels()] == ["K1", "fmer-small"]
+    dots, mean = (line.get_xdata() for line in panel.lines[2:])
+    assert list(dots) == [1, 3, 5, 7, 100] and list(mean) == [5]
+
+
+def test_a_picture_is_written_only_when_named(results, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    before = set(tmp_path.rglob("*"))
+    lc.main(lc.Args())
+    lc.main(lc.Args(ablations=True))
+    assert set(tmp_path.rglob("*")) == before
+    assert capsys.readouterr().out.count("| fmer-small | 5 [") == 2
+    lc.main(lc.Args(results, out=tmp_path / "curves.png"))
+    pixels = matplotlib.image.imread(tmp_path / "curves.png")[..., :3]
     blue = np.abs(pixels - np.array([0, 0x72, 0xB2]) / 255).max(-1) < 0.01
     assert 500 < blue.sum() < 0.1 * blue.size and (pixels == 1).all(-1).mean() > 0.5
-    assert capsys.readouterr().out.count("\n") == 5
-    before = out.read_bytes()
-    lc.main(lc.Args(results, out=out))
-    assert out.read_bytes() == before
 
 
-BROKEN = {
-    "": "no evaluations",
-    "step,episode,return\n": "no evaluations",
-    "step,episode,length\n0,0,1\n": "no column 'return'",
-    "episode,return\n0,1\n": "no column 'step'",
-    "step,episode,return\n0,0,high\n": "could not convert",
-    "step,episode,return\n0,0\n": "cannot read",
-    "step,episode,return\n0,0,nan\n": "NaN",
-    "\xff\xfe\x00": "cannot read",
-}
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "step,episode,return\n",
+        "step,episode,length\n0,0,1\n",
+        "step,episode,return\n0,0,high\n",
+        "step,episode,return\n0,0\n",
+        "step,episode,return\n0,0,nan\n",
+    ],
+)
+def test_a_broken_curve_is_named_in_one_line(tmp_path, text):
+    path = tmp_path / "Hopper-v4/fmer/seed_1.csv"
+    write(path, {0: 1})
+    path.write_text(text)
+    with pytest.raises(SystemExit, match=rf"^error: .*{path}[^\n]*$"):
+        lc.load(lc.Args(tmp_path))
 
 
-@pytest.mark.parametrize("text", BROKEN)
-def test_refuses_a_broken_curve(tmp_path, text):
-    path = write(tmp_path / "Hopper-v4/fmer/seed_1.csv", {0: 1})
-    path.write_bytes(text.encode("latin-1"))
-    message = refusal(results=tmp_path)
-    assert BROKEN[text] in message and str(path) in message
+def test_what_cannot_be_compared_is_refused(results, tmp_path):
+    with pytest.raises(SystemExit, match="^error: no <task>/<method>/seed_<k>.csv in"):
+        lc.load(lc.Args(tmp_path / "missing"))
+    with pytest.raises(SystemExit, match="nothing to draw"):
+        lc.draw({"Idle-v5": lc.load(lc.Args(results))["Idle-v5"]})
+    folders = tmp_path / "a/H__x__1__2", tmp_path / "b/H__x__1__3", tmp_path / "H__x__2__4"
+    for folder, step in zip(folders, (0, 0, 5), strict=True):
+        write(folder / "eval.csv", {step: 1})
+    with pytest.raises(SystemExit, match="H/x/1 a second time"):
+        lc.load(lc.Args(runs=folders))
+    with pytest.raises(SystemExit, match="the seeds of H/x share no evaluation"):
+        lc.load(lc.Args(runs=folders[1:]))
 
 
-def test_refuses_a_truncated_archive(tmp_path):
-    path = write(tmp_path / "Hopper-v4/fmer/seed_1.csv.gz", {0: 1, 10: 2})
-    path.write_bytes(path.read_bytes()[:-12])
-    assert "cannot read" in refusal(results=tmp_path)
+class Scripted(gym.Env):
+    """A kitchen that does what the script says: {step: tasks completed at it}."""
+
+    def __init__(self, script, last=8):
+        self.observation_space = gym.spaces.Box(-1, 1, (3,))
+        self.action_space = gym.spaces.Box(-1, 1, (2,))
+        self.script = script
+        self.last = last
+
+    def reset(self, seed=None, options=None):
+        self.steps = 0
+        self.done = []
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        self.done += self.script.get(self.steps, [])
+        info = {"episode_task_completions": self.done, "tasks_to_complete": ["top burner"]}
+        info["episode"] = {"r": len(self.done), "l": self.steps}
+        return np.zeros(3, np.float32), 0.0, False, self.steps == self.last, info
+
+    def render(self):
+        return np.full((8, 8, 3), 30 * self.steps, np.uint8)
 
 
-def test_refuses_what_cannot_be_compared_or_written(results, tmp_path):
-    assert "no <task>/<method>/seed_<k>.csv" in refusal(results=tmp_path / "missing")
-    assert "No such file" in refusal(runs=(tmp_path / "missing",))
-    assert "cannot read /eval.csv" in refusal(runs=(Path("/"),))
-    assert "no column 'height'" in refusal(results=results, metric="height")
-    assert "cannot write" in refusal(results=results, out=tmp_path / "curves.xyz")
-    assert "cannot write" in refusal(results=results, out=SCRIPT / "curves.png")
-    write(results / "HalfCheetah-v5/fmer/seed_1.csv.gz", {0: 1})
-    assert "the same seed twice" in refusal(results=results)
-    for name, step in (("E_1", 3), ("E_2", 4)):
-        write(tmp_path / name / "eval.csv", {step: 1})
-    message = refusal(runs=(tmp_path / "E_1", tmp_path / "E_2"))
-    assert f"the seeds of {tmp_path.name}/E share no evaluation step" in message
+def test_filmstrip_of_the_best_episode(tmp_path, monkeypatch, capsys):
+    """Even times and every completion; the episode with the most tasks done."""
+    scripts = [{}, {2: ["kettle"], 5: ["microwave"]}, {3: ["kettle"]}]
+    envs = iter([Scripted(script) for script in scripts])
+    agent = fmer_kitchen.Agent(3, 2, fmer_kitchen.Args(hidden_dim=8))
+    monkeypatch.setattr(kitchen_filmstrip, "load", lambda _: (fmer_kitchen, "abc", agent))
+    monkeypatch.setattr(fmer_kitchen, "make_env", lambda *a, **options: next(envs))
+    films = []
+    film = kitchen_filmstrip.Film
+    remember = lambda env: films.append(film(env, interval=3)) or films[-1]  # noqa: E731
+    monkeypatch.setattr(kitchen_filmstrip, "Film", remember)
+    out = tmp_path / "film.png"
+    kitchen_filmstrip.main(kitchen_filmstrip.Args(tmp_path, eval_episodes=3, out=out))
+    assert capsys.readouterr().out.splitlines() == [
+        "kettle: done at step 2",
+        "microwave: done at step 5",
+        "2 of 3 tasks in 8 steps",
+    ]
+    shown = [(step, picture.max(), new) for step, picture, new in films[1].frames]
+    assert shown == [
+        (1, 30, []),
+        (2, 60, ["kettle"]),
+        (4, 120, []),
+        (5, 150, ["microwave"]),
+        (7, 210, []),
+    ]
+    assert out.stat().st_size > 3_000
 
 
-def test_the_command_line_fails_in_one_line(tmp_path):
-    command = [sys.executable, str(SCRIPT), "--results", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr == f"error: no <task>/<method>/seed_<k>.csv in {str(tmp_path)!r}\n"
+def test_random_actions_go_through_the_evaluation_of_policies(
+    tmp_path, monkeypatch, capsys
+):
+    """The same table whether it writes or not; what it writes reads as a run's curve."""
+    monkeypatch.chdir(tmp_path)
+    done = {4: ["kettle"]}
+    monkeypatch.setattr(fmer_kitchen, "make_env", lambda tasks: Scripted(done))
+    kitchen_random.main(kitchen_random.Args(seeds=2, eval_episodes=3))
+    text = capsys.readouterr().out
+    assert text.splitlines()[-1] == "| 7 | 6 | 50.0 | kettle 6 |"
     assert not list(tmp_path.iterdir())
+    kitchen_random.main(kitchen_random.Args(seeds=2, eval_episodes=3, out=tmp_path))
+    assert capsys.readouterr().out == text
+    curves = lc.load(lc.Args(results=tmp_path))
+    steps, scores = curves["FrankaKitchen-v1-4"]["random"]
+    assert list(steps) == [0] and scores.tolist() == [[50], [50]]
 
 
-def test_final_scores_of_each_seed_and_their_interquartile_mean(results, tmp_path, capsys):
-    curves = lc.load(lc.Args(results=results))
-    kitchen, cheetah = lc.draw_final(curves).axes
-    assert [text.get_text() for text in kitchen.get_yticklabels()] == ["sac", "fmer"]
-    assert cheetah.get_xlabel() == "return after 20,000 steps"
-    dots, mean = (line.get_xdata() for line in cheetah.get_lines()[:2])
-    assert list(dots) == [1, 3, 5, 7] and list(mean) == [4]
-    assert list(kitchen.get_lines()[0].get_xdata()) == [12.5, 37.5]
-    lc.main(lc.Args(results=results, final=True, out=tmp_path / "final.png"))
-    assert (tmp_path / "final.png").stat().st_size > 5_000
-    assert "| fmer | 4 |" in capsys.readouterr().out
+def test_random_actions_are_uniform_and_differ_between_seeds():
+    a = kitchen_random.RandomAgent(1).act(np.zeros((4000, 59)))
+    assert a.shape == (4000, 9) and np.abs(a).max() <= 1
+    assert a.mean() == pytest.approx(0, abs=0.02)
+    assert a.var() == pytest.approx(1 / 3, abs=0.01)
+    assert not np.allclose(a, kitchen_random.RandomAgent(2).act(np.zeros((4000, 59))))
+
+
+def test_means_and_quantiles_of_logged_metrics(tmp_path, capsys):
+    """Two seeds log 0 … 20 and 100 … 120; those from step 10 on are pooled."""
+    for seed in (0, 1):
+        with SummaryWriter(tmp_path / f"mine/seed_{seed}") as writer:
+            for step in range(21):
+                writer.add_scalar("losses/qf_loss", 100 * seed + step, step)
+                writer.add_scalar("charts/SPS", 7, step)
+    runs = tuple(tmp_path.glob("mine/seed_*/"))
+    metrics.main(metrics.Args(runs, start=10))
+    pooled = [*range(10, 21), *range(110, 121)]
+    low, high = np.quantile(pooled, [0.05, 0.95])
+    row = f"| mine | `losses/qf_loss` | {low:.3g} | 65 | {high:.3g} | 70 |"
+    assert capsys.readouterr().out.splitlines()[2:] == [row]
+    metrics.main(metrics.Args(runs, keys=("charts/SPS",)))
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "| mine | `charts/SPS` " + 4 * "| 7 " + "|"
+    ]
+    with pytest.raises(SystemExit, match="holds no TensorBoard scalars"):
+        metrics.main(metrics.Args((tmp_path,)))
+
+
+def test_speed_table_and_picture(tmp_path, monkeypatch, capsys):
+    small = dict(hidden_dim=11, batch_size=13, actor_batch_size=7, flow_steps=2)
+    points = {n: small | dict(num_candidates=n) for n in (1, 3)}
+    monkeypatch.setattr(speed, "ROWS", {"tiny": small})
+    monkeypatch.setattr(speed, "POINTS", {"N": points, "N again": points})
+    out = tmp_path / "speed.png"
+    speed.main(speed.Args(env_id="Hopper-v5", cuda=False, steps=2, out=out))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("Hopper-v5, ")
+    cells = [cell.strip() for cell in lines[-1].split("|")[1:-1]]
+    assert cells[0] == "tiny" and float(cells[1]) > 0 and float(cells[2]) > 0
+    shares = [float(share) for share in cells[3].rstrip("%").split("/")]
+    assert sum(shares) == pytest.approx(100, abs=2)
+    assert out.stat().st_size > 3_000
