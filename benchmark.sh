@@ -1,72 +1,123 @@
 #!/usr/bin/env bash
-# Every run behind the README's numbers. Finished runs are skipped, interrupted ones resumed.
+# Every run behind the tables. Finished runs are skipped, interrupted ones resumed.
 #
-#   ./benchmark.sh [--dry-run] [mujoco] [kitchen] [ablations] [multigoal] [speed]   (none: all)
+#   ./benchmark.sh [--dry-run] SUITE ...      without a suite: which there are, and their cost
 #
 # From the environment:
-#   SEEDS="1 2 3 4 5"   STEPS=1000000     of each training run
+#   SEEDS="1 2 3 4 5"
+#   STEPS=              of each training run; empty: as many as the suite says
 #   JOBS=1              runs side by side
 #   DEVICE=cuda         or cpu; without a GPU both are the CPU
 #   VERSION=v4          of the MuJoCo tasks; the paper's are v5
-#   FLAGS=""            more flags for every training run
-#   OUT=runs/benchmark  holds <task>/<method>_<seed>, logs, commits and packages
+#   FLAGS=              for every training run; what an ablation changes it changes all the same
+#   OUT=runs/benchmark  holds <task>/<method>/seed_<k>, logs, commits and packages
 #   PYTHON=python
 #   LAUNCHER=local      or slurm: one array job; partition and such by SBATCH_PARTITION and such
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-export SEEDS=${SEEDS:-1 2 3 4 5} STEPS=${STEPS:-1000000} JOBS=${JOBS:-1} DEVICE=${DEVICE:-cuda}
-export VERSION=${VERSION:-v4} FLAGS=$(xargs <<< "${FLAGS:-}") OUT=${OUT:-runs/benchmark} PYTHON=${PYTHON:-python}
-LAUNCHER=${LAUNCHER:-local}
-export CUBLAS_WORKSPACE_CONFIG=${CUBLAS_WORKSPACE_CONFIG:-:4096:8} # what determinism costs on a GPU
+export SEEDS=${SEEDS:-1 2 3 4 5} STEPS=${STEPS:-} JOBS=${JOBS:-1} DEVICE=${DEVICE:-cuda}
+export VERSION=${VERSION:-v4} FLAGS=${FLAGS:-} OUT=${OUT:-runs/benchmark}
+export PYTHON=${PYTHON:-python} LAUNCHER=${LAUNCHER:-local}
+export CUBLAS_WORKSPACE_CONFIG=${CUBLAS_WORKSPACE_CONFIG:-:4096:8} # determinism on a GPU
+cpu=$([ "$DEVICE" = cuda ] || echo --no-cuda)
+sizes="--hidden-dim 128 --flow-steps 5 --batch-size 128" # of the small runs
 
 fail() { echo "error: $1" >&2 && exit 2; }
 
-# One line for each run: name script flags.
+# A suite prints a line for each of its runs: name script flags.
+train() { # name steps sizes script flags: FLAGS come before these flags, and the last one counts
+    for seed in $SEEDS; do
+        echo "$1/seed_$seed" "$4" --run-dir "$OUT/$1/seed_$seed" --seed "$seed" $cpu \
+            --total-timesteps "${STEPS:-$2}" $3 $FLAGS "${@:5}"
+    done
+}
+
+small() {
+    local n task
+    task=HalfCheetah-$VERSION
+    train "$task/fmer-small" 30000 "$sizes" fmer_continuous.py --env-id "$task"
+    task=Hopper-$VERSION
+    train "$task/fmer-small" 60000 "$sizes" fmer_continuous.py --env-id "$task"
+    for n in 1 4 7; do
+        train "FrankaKitchen-v1-$n/fmer-small" 60000 "$sizes" fmer_kitchen.py --num-tasks "$n"
+    done
+    echo kitchen_random figures/kitchen_random.py --out "$OUT"
+}
+
 mujoco() {
-    for task in HalfCheetah Hopper Walker2d Humanoid; do
-        seeds "$task-$VERSION/fmer" fmer_continuous.py --env-id "$task-$VERSION"
+    local task
+    for task in HalfCheetah-$VERSION Hopper-$VERSION Walker2d-$VERSION Humanoid-$VERSION; do
+        train "$task/fmer" 1000000 "" fmer_continuous.py --env-id "$task"
     done
 }
 
 kitchen() {
-    for number in 1 4 7; do
-        seeds "FrankaKitchen-v1-$number/fmer" fmer_kitchen.py --num-tasks "$number"
+    local n
+    for n in 1 4 7; do
+        train "FrankaKitchen-v1-$n/fmer" 1000000 "" fmer_kitchen.py --num-tasks "$n"
     done
 }
 
 ablations() {
-    ablate() { seeds "HalfCheetah-$VERSION/$1" fmer_continuous.py --env-id "HalfCheetah-$VERSION" "${@:2}"; }
-    ablate fmer
-    ablate top-1 --no-autotune-temperature --temperature 1e-6
-    ablate T=1 --no-autotune-temperature --temperature 1
-    ablate no-entropy --no-autotune --alpha 0
+    local task=HalfCheetah-$VERSION k n m b
+    change() { train "$1" 30000 "$sizes" fmer_continuous.py --env-id "$task" "${@:2}"; }
+    ablate() { change "ablations/$task/$1" "${@:2}"; }
+    change "$task/fmer-small"
+    ablate top1 --no-autotune-temperature --temperature 1e-6
+    ablate T1 --no-autotune-temperature --temperature 1
+    ablate no_entropy --no-autotune --alpha 0
     ablate hutchinson --no-exact-entropy
-    for k in 1 2 5; do ablate "K=$k" --flow-steps "$k"; done
-    for n in 4 8 32; do ablate "N=$n" --num-candidates "$n"; done
-    for m in 1 4; do ablate "M=$m" --num-act-candidates "$m"; done
-    ablate M-target=1 --num-target-candidates 1
-    for b in 16 32 128 256; do ablate "actor-batch=$b" --actor-batch-size "$b"; done
+    for k in 1 2 10; do ablate "K$k" --flow-steps "$k"; done
+    ablate N4_rho0.4 --num-candidates 4 --ess-target 0.4
+    for n in 8 32; do ablate "N$n" --num-candidates "$n"; done
+    for m in 1 4; do ablate "M$m" --num-act-candidates "$m"; done
+    ablate Mtarget1 --num-target-candidates 1
+    for b in 16 32 128; do ablate "actor_batch$b" --actor-batch-size "$b"; done
+    ablate target_entropy-1 --target-entropy-scale -1
+    ablate layer_norm --layer-norm
+}
+
+probes() {
+    local task=FrankaKitchen-v1-7 plain="--no-layer-norm --ess-target 0.3 --temperature 1"
+    change() { train "$1" 60000 "$sizes" fmer_kitchen.py --num-tasks 7 "${@:2}"; }
+    ablate() { change "ablations/$task/$1" "${@:2}"; }
+    change "$task/fmer-small"
+    ablate uniform --learning-starts "${STEPS:-60000}" # random actions all along
+    ablate narrow $plain --target-entropy-scale -1
+    ablate wide $plain
+    ablate wide_norm_T0.01 --ess-target 0.3
+    ablate wide_rho0.6_T0.01 --no-layer-norm
 }
 
 multigoal() {
-    local number
-    number=$(wc -w <<< "$SEEDS")
-    echo "multigoal figures/multigoal.py --num-seeds $number --out $OUT/multigoal"
+    echo multigoal figures/multigoal.py --num-seeds "$(wc -w <<< "$SEEDS")" --out "$OUT/multigoal"
 }
 
-speed() { echo "speed figures/speed.py --device $DEVICE --out $OUT/speed.png"; }
+speed() { echo speed figures/speed.py $cpu --out "$OUT/speed.png"; }
 
-seeds() {
-    local device=""
-    [ "$DEVICE" = cuda ] || device=" --no-cuda"
-    for seed in $SEEDS; do
-        echo "$1_$seed $2 --run-dir $OUT/$1_$seed --total-timesteps $STEPS --seed $seed ${*:3}$device${FLAGS:+ $FLAGS}"
-    done
+suites() {
+    cost() { # suite, steps per second, what it is
+        "$1" | awk -v name="$1" -v speed="$2" -v text="$3" '
+            { for (i = 1; i < NF; i++) if ($i == "--total-timesteps") steps += $(i + 1) }
+            END { hours = steps ? sprintf("%.1f", steps / speed / 3600) : "-"
+                  printf "%-10s %4d %6s  %s\n", name, NR, hours, text }'
+    }
+    printf "\nsuite      runs  hours  (of one CPU core; on a GPU nothing is measured)\n"
+    cost small 95 "30k to 60k steps of small networks: README.md's results"
+    cost mujoco 24 "1M steps at the defaults, the paper's MuJoCo tasks"
+    cost kitchen 22 "1M steps at the defaults, the paper's kitchen"
+    cost ablations 95 "30k steps on HalfCheetah, one change at a time"
+    cost probes 85 "60k steps in the kitchen with 7 tasks, one change at a time"
+    cost multigoal 0 "2-D task with four goals, table and pictures: 10 minutes a seed"
+    cost speed 0 "training speed of this machine, table and picture: minutes"
 }
 
-finished() { # name script
+finished() { # name script flags
+    local line="$*"
+    local steps=${line##*--total-timesteps }
     case $2 in
-        fmer_*) [ -f "$OUT/$1/eval.csv" ] && [ "$(tail -n 1 "$OUT/$1/eval.csv" | cut -d, -f1)" -ge "$STEPS" ] 2> /dev/null ;;
+        fmer_*) [ -f "$OUT/$1/eval.csv" ] \
+            && [ "$(tail -n 1 "$OUT/$1/eval.csv" | cut -d, -f1)" -ge "${steps%% *}" ] 2> /dev/null ;;
         *) [ -f "$OUT/$1.md" ] ;;
     esac
 }
@@ -76,7 +127,7 @@ run() { # name script flags: the process becomes the run, so that signals reach 
     mkdir -p "$OUT/$(dirname "$name")"
     exec 9> "$OUT/$name.lock" # held until the run ends, whoever started it
     if ! flock -n 9; then echo "running already: $name" && return; fi
-    if finished "$name" "$script"; then echo "finished before: $name" && return; fi
+    if finished "$@"; then echo "finished before: $name" && return; fi
     echo "$name"
     if [[ $script != fmer_* ]]; then
         "$PYTHON" "$here/$script" "${@:3}" > "$OUT/$name.tmp" 2> "$OUT/$name.log"
@@ -95,14 +146,16 @@ if [ "${1:-}" = --run ]; then
 fi
 dry=false
 [ "${1:-}" != --dry-run ] || { dry=true && shift; }
-[ $# -gt 0 ] || set -- mujoco kitchen ablations multigoal speed
 for suite in "$@"; do
-    [[ $suite =~ ^(mujoco|kitchen|ablations|multigoal|speed)$ ]] || fail "no suite '$suite'"
+    [[ " small mujoco kitchen ablations probes multigoal speed " = *" $suite "* ]] \
+        || fail "no suite '$suite'"
 done
-[[ $STEPS =~ ^[1-9][0-9]*$ && $JOBS =~ ^[1-9][0-9]*$ ]] || fail "STEPS and JOBS are positive integers"
+[[ $STEPS =~ ^([1-9][0-9]*)?$ && $JOBS =~ ^[1-9][0-9]*$ ]] \
+    || fail "STEPS and JOBS are positive integers"
 [[ ! $OUT =~ [[:space:]] ]] || fail "OUT holds a blank"
 [[ $DEVICE =~ ^(cuda|cpu)$ ]] || fail "DEVICE is cuda or cpu"
 [[ $LAUNCHER =~ ^(local|slurm)$ ]] || fail "LAUNCHER is local or slurm"
+[ $# -gt 0 ] || { sed -n '2,/^set/{s/^# \?//p}' "$0" && suites && exit; }
 runs=$(for suite in "$@"; do "$suite"; done | awk '!seen[$1]++')
 if $dry; then cut -d ' ' -f 2- <<< "$runs" | sed "s|^|$PYTHON |" && exit; fi
 
@@ -123,5 +176,5 @@ else # what measures speed runs last, and alone; a run that dies does not end th
     grep -v '^speed ' <<< "$runs" | each "$JOBS" || true # grep: none
     grep '^speed ' <<< "$runs" | each 1 || true
 fi
-failed=$(while read -r name script _; do finished "$name" "$script" || echo "  $OUT/$name.log"; done <<< "$runs")
+failed=$(while read -r line; do finished $line || echo "  $OUT/${line%% *}.log"; done <<< "$runs")
 [ -z "$failed" ] || { echo -e "not finished:\n$failed" >&2 && exit 1; }

@@ -2,142 +2,153 @@
 
 import fcntl
 import os
-import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 import tyro
-from envs import at_step
 
 import fmer_continuous
 import fmer_kitchen
-from figures import learning_curves, multigoal, speed
+from envs import at_step
+from figures import kitchen_random, learning_curves, multigoal, speed
 
 ROOT = Path(__file__).parent.parent
-SCRIPT = str(ROOT / "benchmark.sh")
+SUITES = ["small", "mujoco", "kitchen", "ablations", "probes", "multigoal", "speed"]
 MODULES = {
-    "fmer_continuous.py": fmer_continuous, "fmer_kitchen.py": fmer_kitchen,
-    "figures/multigoal.py": multigoal, "figures/speed.py": speed,
-}  # fmt: skip
-TINY = dict(
-    SEEDS="1 2", STEPS="60", DEVICE="cpu", JOBS="2",
-    FLAGS="--hidden-dim 11 --flow-steps 2 --batch-size 13 --actor-batch-size 7 --learning-starts 31"
-    " --eval-interval 30 --eval-episodes 1 --checkpoint-interval 20 --buffer-size 1009",
-)  # fmt: skip
+    "fmer_continuous.py": fmer_continuous,
+    "fmer_kitchen.py": fmer_kitchen,
+    "figures/kitchen_random.py": kitchen_random,
+    "figures/multigoal.py": multigoal,
+    "figures/speed.py": speed,
+}
+TINY = (
+    "--hidden-dim 11 --flow-steps 2 --batch-size 13 --actor-batch-size 7 "
+    "--learning-starts 31 --eval-interval 30 --eval-episodes 1 --checkpoint-interval 20 "
+    "--buffer-size 1009"
+)
 
 
-def bench(*words, **environment):
-    environment = {k: str(v) for k, v in environment.items()}
-    return subprocess.run(
-        [SCRIPT, *words], env=os.environ | environment, capture_output=True, text=True, cwd=ROOT
-    )
+def bench(*words, script=ROOT / "benchmark.sh", **environment):
+    environment = os.environ | {name: str(value) for name, value in environment.items()}
+    command = [str(script), *words]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
-def test_every_command_of_a_dry_run_parses():
-    assert subprocess.run(["bash", "-n", SCRIPT]).returncode == 0
-    done = bench("--dry-run", VERSION="v5", DEVICE="cpu", OUT="here", FLAGS="--hidden-dim 64")
-    assert done.returncode == 0 and not done.stderr and not (ROOT / "here").exists()
-    lines = [shlex.split(line) for line in done.stdout.splitlines()]
-    seen, directories = {}, []
-    for python, script, *flags in lines:
-        assert python == "python" and (ROOT / script).exists()
+def dry_run(*suites, **environment):
+    """{name of the run: (script, its parsed flags)}"""
+    done = bench("--dry-run", *suites, OUT="out", **environment)
+    assert done.returncode == 0, done.stderr
+    runs = {}
+    for line in done.stdout.splitlines():
+        _, script, *flags = shlex.split(line)
         args = tyro.cli(MODULES[script].Args, args=flags)
-        seen.setdefault(script, []).append(args)
-        if script.startswith("fmer"):
-            assert not args.cuda and args.hidden_dim == 64 and args.total_timesteps == 1_000_000
-            directories.append(args.run_dir)
-    assert seen.keys() == MODULES.keys()
-    assert len(set(directories)) == len(directories), "no run is listed twice"
-    trained = {(args.env_id, args.seed) for args in seen["fmer_continuous.py"]}
-    tasks = ("HalfCheetah", "Hopper", "Walker2d", "Humanoid")
-    assert trained == {(f"{task}-v5", seed) for task in tasks for seed in range(1, 6)}
-    kitchen = {(args.num_tasks, args.seed) for args in seen["fmer_kitchen.py"]}
-    assert kitchen == {(number, seed) for number in (1, 4, 7) for seed in range(1, 6)}
+        name = getattr(args, "run_dir", script)
+        assert name not in runs, "no run is listed twice"
+        runs[name] = script, args
+    return runs
 
 
-def test_one_seed_of_one_suite():
-    done = bench("--dry-run", "kitchen", SEEDS="7", STEPS="123", PYTHON="python3")
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ["python3"] * 3
-    assert all("--seed 7 " in line and "steps 123 " in line for line in done.stdout.splitlines())
+def test_every_command_parses_and_names_need_no_quoting():
+    runs = dry_run(*SUITES, VERSION="v5", DEVICE="cpu", SEEDS="1 7")
+    assert {script for script, _ in runs.values()} == set(MODULES)
+    assert not any(getattr(args, "cuda", False) for _, args in runs.values())
+    assert all(shlex.quote(name) == name and "=" not in name for name in runs)
+    for task in ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Humanoid-v5"):
+        for seed in (1, 7):
+            _, args = runs[f"out/{task}/fmer/seed_{seed}"]
+            expected = task, seed, 1_000_000
+            assert (args.env_id, args.seed, args.total_timesteps) == expected
+    for number in (1, 4, 7):
+        assert runs[f"out/FrankaKitchen-v1-{number}/fmer/seed_7"][1].num_tasks == number
+
+
+def test_flags_are_for_every_run_but_an_ablations_own_flag_wins():
+    flags = "--hidden-dim 64 --num-candidates 3 --flow-steps 7"
+    runs = dry_run("ablations", FLAGS=flags, STEPS=123, SEEDS="1")
+    assert {args.hidden_dim for _, args in runs.values()} == {64}
+    assert {args.total_timesteps for _, args in runs.values()} == {123}
+    changed = {}
+    for name, (_, args) in runs.items():
+        changed[name.split("/")[-2]] = args.num_candidates, args.flow_steps
+    assert changed.pop("N8") == (8, 7) and changed.pop("N32") == (32, 7)
+    assert changed.pop("N4_rho0.4") == (4, 7) and changed.pop("K2") == (3, 2)
+    assert changed.pop("K1") == (3, 1) and changed.pop("K10") == (3, 10)
+    assert set(changed.values()) == {(3, 7)}
+
+
+def test_without_arguments_it_lists_the_suites_and_runs_nothing(tmp_path):
+    done = bench(OUT=tmp_path / "out", SEEDS="1 2", STEPS=900_000)
+    listed = [line.split() for line in done.stdout.splitlines()[-len(SUITES) :]]
+    assert [words[0] for words in listed] == SUITES and not list(tmp_path.iterdir())
+    cost = {words[0]: words[1:3] for words in listed}
+    assert cost["mujoco"] == ["8", f"{8 * 900_000 / 24 / 3600:.1f}"], "24 steps a second"
+    for suite in SUITES:
+        assert int(cost[suite][0]) == len(dry_run(suite, SEEDS="1 2")), suite
 
 
 @pytest.mark.parametrize(
     ("words", "environment", "complaint"),
     [
-        (["walker"], {}, "error: no suite 'walker'"),
-        (["mujoco"], {"STEPS": "1e6"}, "error: STEPS and JOBS are positive integers"),
-        (["mujoco"], {"JOBS": "0"}, "error: STEPS and JOBS are positive integers"),
-        (["mujoco"], {"DEVICE": "tpu"}, "error: DEVICE is cuda or cpu"),
-        (["mujoco"], {"OUT": "my runs"}, "error: OUT holds a blank"),
-        (["mujoco"], {"LAUNCHER": "k8s"}, "error: LAUNCHER is local or slurm"),
+        (["walker"], {}, "no suite 'walker'"),
+        (["mujoco"], {"STEPS": "1e6"}, "STEPS and JOBS are positive integers"),
+        (["mujoco"], {"JOBS": "0"}, "STEPS and JOBS are positive integers"),
+        (["mujoco"], {"DEVICE": "tpu"}, "DEVICE is cuda or cpu"),
+        (["mujoco"], {"OUT": "my runs"}, "OUT holds a blank"),
+        (["mujoco"], {"LAUNCHER": "k8s"}, "LAUNCHER is local or slurm"),
     ],
 )
 def test_bad_input_is_one_line(words, environment, complaint):
     done = bench(*words, **environment)
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", complaint + "\n")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: {complaint}\n"
 
 
-def test_runs_are_made_skipped_resumed_and_their_failures_listed(tmp_path):
-    out = tmp_path / "out"
-    listed = (ROOT / "benchmark.sh").read_text().replace("Hopper Walker2d Humanoid", "Hopper")
-    script = tmp_path / "benchmark.sh"  # two tasks are enough here
-    script.write_text(listed.replace('here=$(cd "$(dirname "$0")" && pwd)', f"here={ROOT}"))
-    script.write_text(script.read_text().replace('"$here/benchmark.sh"', str(script)))
+def test_runs_are_made_skipped_and_resumed(tmp_path, monkeypatch):
+    text = (ROOT / "benchmark.sh").read_text()
+    for task in ("HalfCheetah", "Walker2d", "Humanoid"):  # one task is enough here
+        text = text.replace(f" {task}-$VERSION", "")
+    script = tmp_path / "benchmark.sh"
+    text = text.replace('here=$(cd "$(dirname "$0")" && pwd)', f"here={ROOT}")
+    script.write_text(text.replace('"$here/benchmark.sh"', f'"{script}"'))
     script.chmod(0o755)
+    out = tmp_path / "out"
+    first = out / "Hopper-v4/fmer/seed_1"
+    second = out / "Hopper-v4/fmer/seed_2"
+    settings = dict(SEEDS="1 2", STEPS=60, DEVICE="cpu", JOBS=2, FLAGS=TINY, OUT=out)
+    settings |= dict(script=script, PYTHON=sys.executable)
 
-    def run(**changes):
-        environment = os.environ | TINY | {"OUT": str(out), "PYTHON": sys.executable} | changes
-        return subprocess.run(
-            [str(script), "mujoco"], env=environment, capture_output=True, text=True
-        )
-
-    # one run was interrupted after its first checkpoint, another before it
-    flags = f"{TINY['FLAGS']} --env-id Hopper-v4 --seed 2 --total-timesteps 60 --no-cuda"
-    half = tyro.cli(fmer_continuous.Args, args=flags.split())
-    half.run_dir = str(out / "Hopper-v4" / "fmer_2")
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(ZeroDivisionError):
+    # One run was stopped before its first checkpoint, another after it
+    first.mkdir(parents=True)
+    (first / "eval.csv").write_text("step\n0\n")
+    flags = f"{TINY} --env-id Hopper-v4 --seed 2 --total-timesteps 60 --no-cuda"
+    args = tyro.cli(fmer_continuous.Args, args=flags.split())
+    args.run_dir = str(second)
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
         at_step(patch, fmer_continuous, 50, lambda: 1 / 0)
-        fmer_continuous.main(half)
-    before = (out / "Hopper-v4" / "fmer_2" / "eval.csv").read_text()
-    (out / "Hopper-v4" / "fmer_1").mkdir()
-    (out / "Hopper-v4" / "fmer_1" / "eval.csv").write_text("step\n0\n")
+        fmer_continuous.main(args)
+    before = (second / "eval.csv").read_text()
 
-    done = run()
+    done = bench("mujoco", **settings)
     assert done.returncode == 0, done.stderr
-    curves = learning_curves.load(
-        learning_curves.Args(runs=tuple(path.parent for path in out.glob("*/*/eval.csv")))
-    )
-    for task in ("HalfCheetah-v4", "Hopper-v4"):
-        steps, scores = curves[task, "fmer", "return"]
-        assert list(steps) == [0, 30, 60] and scores.shape == (2, 3)
-    after = (out / "Hopper-v4" / "fmer_2" / "eval.csv").read_text()
-    assert after.startswith(before), "resumed, not begun again"
-    assert torch.load(out / "Hopper-v4" / "fmer_2" / "checkpoint.pt")["run"][0] == 60
-    provenance = (out / "provenance.txt").read_text()
-    assert re.search(r"^[0-9a-f]{40}|no commit", provenance, re.M) and "torch==" in provenance
+    curves = learning_curves.load(learning_curves.Args(results=out))
+    steps, scores = curves["Hopper-v4"]["fmer"]
+    assert list(steps) == [0, 30, 60] and scores.shape == (2, 3)
+    assert (second / "eval.csv").read_text().startswith(before), "resumed, not begun again"
+    assert "torch==" in (out / "provenance.txt").read_text()
 
-    (out / "Hopper-v4" / "fmer_1" / "eval.csv").rename(out / "kept")
-    with open(out / "Hopper-v4" / "fmer_1.lock", "w") as lock:
+    times = {path: path.stat().st_mtime_ns for path in out.glob("*/*/*/*")}
+    with open(out / "Hopper-v4/fmer/seed_1.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        running = run()
-    assert "running already: Hopper-v4/fmer_1" in running.stdout and running.returncode == 1
-    (out / "kept").rename(out / "Hopper-v4" / "fmer_1" / "eval.csv")
-
-    times = {path: path.stat().st_mtime_ns for path in out.glob("*/*/*")}
-    again = run()
-    assert again.returncode == 0 and again.stdout.count("finished before") == 4
-    assert times == {path: path.stat().st_mtime_ns for path in out.glob("*/*/*")}
-
-    failed = run(SEEDS="3", FLAGS=TINY["FLAGS"] + " --gamma 7")
-    assert failed.returncode == 1
-    assert failed.stderr.splitlines()[-3:] == [
-        "not finished:", f"  {out}/HalfCheetah-v4/fmer_3.log", f"  {out}/Hopper-v4/fmer_3.log"
-    ]  # fmt: skip
-    assert "error: --gamma must lie in [0, 1]" in (out / "Hopper-v4" / "fmer_3.log").read_text()
+        again = bench("mujoco", **settings)
+    assert again.returncode == 0
+    assert sorted(again.stdout.splitlines()) == [
+        "finished before: Hopper-v4/fmer/seed_2",
+        "running already: Hopper-v4/fmer/seed_1",
+    ]
+    assert times == {path: path.stat().st_mtime_ns for path in out.glob("*/*/*/*")}
 
 
 FAKE_PYTHON = """#!/bin/bash
@@ -146,7 +157,7 @@ case "$*" in
     *multigoal*) echo "half a table"; exit 3 ;;
     *speed*) echo "a table" ;;
     *--num-tasks\\ 1*) kill -9 $$ ;;
-    *) all=$*; dir=${all#*--run-dir }; dir=${dir%% *}; mkdir -p $dir; echo 60,0 > $dir/eval.csv ;;
+    *) dir=${*: 3:1}; mkdir -p $dir; echo 60,0 > $dir/eval.csv ;;
 esac
 """
 FAKE_SBATCH = """#!/bin/bash
@@ -156,35 +167,27 @@ for word in "$@"; do
         --wrap=*) job=${word#--wrap=} ;;
     esac
 done
-for SLURM_ARRAY_TASK_ID in $(seq $last); do export SLURM_ARRAY_TASK_ID; bash -c "$job"; done
+for SLURM_ARRAY_TASK_ID in $(seq $last); do
+    export SLURM_ARRAY_TASK_ID
+    bash -c "$job"
+done
 """
 
 
 @pytest.mark.parametrize("launcher", ["local", "slurm"])
-def test_a_run_that_dies_ends_no_other_and_a_failed_table_is_no_table(tmp_path, launcher):
-    """Processes are played here, and so is Slurm, which runs its tasks one after the other."""
+def test_a_run_that_dies_ends_no_other_and_half_a_table_is_none(tmp_path, launcher):
+    """Python is played here, and so is Slurm, which runs its tasks one after the other."""
     for name, text in (("python", FAKE_PYTHON), ("sbatch", FAKE_SBATCH)):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     out = tmp_path / "out"
     settings = dict(OUT=out, PYTHON=tmp_path / "python", STEPS=60, SEEDS="1 2", JOBS=2)
-    settings |= dict(PATH=f"{tmp_path}:{os.environ['PATH']}", LAUNCHER=launcher, FLAGS="--tau 1 ")
+    settings |= dict(PATH=f"{tmp_path}:{os.environ['PATH']}", LAUNCHER=launcher)
     done = bench("kitchen", "multigoal", "speed", **settings)
     assert done.returncode == 1
-    missing = ["FrankaKitchen-v1-1/fmer_1", "FrankaKitchen-v1-1/fmer_2", "multigoal"]
+    missing = [f"FrankaKitchen-v1-1/fmer/seed_{seed}" for seed in (1, 2)] + ["multigoal"]
     listed = [f"  {out}/{name}.log" for name in missing]
     assert done.stderr.splitlines()[-4:] == ["not finished:", *listed]
-    assert len(list(out.glob("FrankaKitchen-v1-[47]/fmer_[12]/eval.csv"))) == 4
+    assert len(list(out.glob("FrankaKitchen-v1-[47]/fmer/seed_[12]/eval.csv"))) == 4
     assert (out / "speed.md").read_text() == "a table\n"
-
-
-def test_speed_table_and_figure(tmp_path, monkeypatch, capsys):
-    small = dict(hidden_dim=11, batch_size=13, actor_batch_size=7, flow_steps=2)
-    monkeypatch.setattr(speed, "ROWS", {"tiny": small})
-    grow = ([1, 3], lambda n: small | dict(num_candidates=n))
-    monkeypatch.setattr(speed, "GROWTH", {"candidates N": grow, "observations": grow})
-    speed.main(speed.Args(device="cpu", steps=2, out=tmp_path / "folder" / "speed.png"))
-    row = [cell.strip() for cell in capsys.readouterr().out.splitlines()[-1].split("|")[1:-1]]
-    assert row[0] == "tiny" and float(row[1]) > 0 and float(row[2]) > 0
-    assert sum(map(float, row[3].rstrip("%").split("/"))) == pytest.approx(100, abs=2)
-    assert (tmp_path / "folder" / "speed.png").stat().st_size > 3_000
+    assert not (out / "multigoal.md").exists()
