@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import gymnasium as gym
+import torch
 import tyro
 from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import fmer_kitchen
-from figures.watch import load
+import fmer_kitchen as fmer
 
 GREEN = "#009E73"
 
@@ -66,10 +66,19 @@ def draw(film: Film) -> Figure:
     return figure
 
 
+def load(path: Path) -> tuple[list[str], fmer.Agent]:
+    """The tasks and the policy of a policy.pt."""
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    args = fmer.Args(**saved["args"])
+    agent = fmer.Agent(*saved["dims"], args)
+    agent.load_state_dict(saved["agent"])
+    tasks = args.tasks or fmer.TASKS[: args.num_tasks]
+    return list(dict.fromkeys(tasks)), agent
+
+
 def main(args: Args) -> None:
-    fmer, tasks, agent = load(args.run_dir / "policy.pt")
-    if fmer is not fmer_kitchen:
-        raise SystemExit(f"error: {args.run_dir} is no run of fmer_kitchen.py")
+    torch.set_num_threads(1)
+    tasks, agent = load(args.run_dir / "policy.pt")
     films = []
     for _ in range(args.eval_episodes):
         films.append(Film(fmer.make_env(tasks, render_mode="rgb_array")))

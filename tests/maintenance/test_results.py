@@ -1,0 +1,92 @@
+"""results/: what README.md there says is what its commands print; nothing stored twice."""
+
+import json
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+import tyro
+
+import fmer_continuous
+import fmer_kitchen
+from figures import (
+    kitchen_filmstrip,
+    kitchen_random,
+    learning_curves,
+    metrics,
+    multigoal,
+    speed,
+)
+
+ROOT = Path(__file__).parent.parent.parent
+README = (ROOT / "results" / "README.md").read_text()
+MODULES = {
+    "fmer_continuous.py": fmer_continuous,
+    "fmer_kitchen.py": fmer_kitchen,
+    "figures/kitchen_filmstrip.py": kitchen_filmstrip,
+    "figures/kitchen_random.py": kitchen_random,
+    "figures/learning_curves.py": learning_curves,
+    "figures/metrics.py": metrics,
+    "figures/multigoal.py": multigoal,
+    "figures/speed.py": speed,
+}
+
+
+def commands():
+    found = re.findall(r"^    (.+)$", README, re.M) + re.findall(r"`([^`]+)`", README)
+    return [
+        line for line in found if line.startswith("python ") or "./benchmark.sh" in line
+    ]
+
+
+@pytest.mark.parametrize("ablations", [False, True])
+def test_tables_are_the_output_of_their_command(ablations):
+    args = learning_curves.Args(results=ROOT / "results", ablations=ablations)
+    curves = learning_curves.load(args)
+    assert learning_curves.table(curves, with_paper=not ablations) in README
+
+
+def test_every_command_parses_and_every_table_has_one():
+    suites, used = set(), set()
+    for command in commands():
+        words = shlex.split(command)
+        if "./benchmark.sh" in words:
+            suites |= set(words[words.index("./benchmark.sh") + 1 :]) - {"--dry-run"}
+        else:
+            tyro.cli(MODULES[words[1]].Args, args=words[2:])
+            used.add(words[1])
+    assert used == set(MODULES)
+    listed = subprocess.run([ROOT / "benchmark.sh"], capture_output=True, text=True).stdout
+    names = re.findall(r"^(\w+) +\d+ +[\d.-]+  ", listed, re.M)
+    assert suites == set(names) and len(names) == 7
+    for section in README.split("\n## ")[1:]:
+        tables = section.count("|--")
+        assert not tables or "./benchmark.sh " in section, section.splitlines()[0]
+
+
+def test_pictures_exist():
+    for picture in re.findall(r"!\[.+?\]\((.+?)\)", README):
+        assert (ROOT / "results" / picture).exists(), picture
+
+
+def test_no_curve_is_stored_twice_and_each_says_how_it_was_made():
+    curves = list((ROOT / "results").rglob("seed_*"))
+    assert curves and {path.suffix for path in curves} == {".csv"}
+    trained = [path.read_text() for path in curves if path.parent.name != "random"]
+    assert len(set(trained)) == len(trained)
+    for folder in {path.parent for path in curves}:
+        assert shlex.quote(str(folder)) == str(folder) and "=" not in folder.name
+        about = json.loads((folder / "about.json").read_text())
+        assert {"command", "commit", "hardware"} <= about.keys()
+
+
+def test_ablations_are_recorded_under_the_names_of_the_suite():
+    command = [ROOT / "benchmark.sh", "--dry-run", "ablations"]
+    listed = subprocess.run(command, capture_output=True, text=True).stdout
+    suite = set(re.findall(r"/ablations/HalfCheetah-v4/(\S+)/seed_1 ", listed))
+    recorded = {path.name for path in (ROOT / "results/ablations/HalfCheetah-v4").iterdir()}
+    assert recorded - suite == {"entropy_off_10k"}
+    for name in suite - recorded:
+        assert f"`{name}`" in README, "the README says what has no row yet"
