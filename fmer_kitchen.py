@@ -1,7 +1,9 @@
 """FMER on sparse, multi-task FrankaKitchen-v1, from scratch and without demonstrations.
 
 The algorithm is that of fmer_continuous.py, whose docstring has Algorithm 1 and where each
-equation is from. Own to this script: tasks, their metrics, and defaults for sparse reward.
+equation is from. Own to this script: tasks, their metrics, and defaults for sparse reward,
+where critics overestimate (M' = 1, layer norm), advantages are small (T from 0.01, ρ = 0.6)
+and a reward must first be found (H̄ = 0).
 """
 
 import copy
@@ -26,18 +28,9 @@ from torch.optim import Adam
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-BASE_ENTROPY = 0.6698041182  # H_0 in Eq. (8), nats: the entropy of tanh N(0,1)
-TASKS = [
-    "microwave",
-    "kettle",
-    "bottom burner",
-    "light switch",
-]  # one: the first; four: these
-TASKS += [
-    "slide cabinet",
-    "hinge cabinet",
-    "top burner",
-]  # seven: all; which ones: our reading
+BASE_ENTROPY = 0.6698041182  # H_0 in Eq. (8), by quadrature: nats of tanh N(0,1)
+TASKS = ["microwave", "kettle", "bottom burner", "light switch"]  # one: first; four: these
+TASKS += ["slide cabinet", "hinge cabinet", "top burner"]  # seven: all; which: our reading
 EVAL_SEED = 2**31  # evaluation's seeds start here, training's stay below
 OPTIMIZERS = ["policy_optimizer", "q_optimizer", "dual_optimizer"]
 MAY_CHANGE = {"total_timesteps", "run_dir", "resume", "exp_name", "capture_video"}
@@ -50,7 +43,7 @@ class Args:
     """Train FMER on FrankaKitchen-v1."""
 
     tasks: list[Literal[*TASKS]] = field(default_factory=list)  # empty: the num_tasks first
-    num_tasks: Literal[1, 4, 7] = 7  # the paper's: microwave; D4RL's mixed set; all seven
+    num_tasks: Literal[1, 4, 7] = 7  # microwave, D4RL's mixed set, or all: our reading
     seed: int = 1  # of networks, noise, replay and environments
     total_timesteps: int = 1_000_000  # environment steps
     cuda: bool = True  # use a GPU if there is one
@@ -61,8 +54,8 @@ class Args:
     eval_interval: int = 10_000  # steps between evaluations; 0: none
     eval_episodes: int = 10  # in each evaluation, on fixed seeds
     log_interval: int = 1_000  # steps between the points of a curve
-    checkpoint_interval: int = 100_000  # steps between checkpoints; 0: at the end
-    num_threads: int = 1  # CPU threads; more rarely help, and can stall
+    checkpoint_interval: int = 100_000  # steps between checkpoints; 0: only at the end
+    num_threads: int = 1  # CPU threads; more of them rarely help, and can stall
     torch_deterministic: bool = True  # reproducible operations
     # Replay and critics
     learning_starts: int = 5_000  # random actions before learning
@@ -73,26 +66,26 @@ class Args:
     q_lr: float = 1e-3  # learning rate of the critics, log α and log T
     hidden_dim: int = 256  # width of the two hidden layers of a network
     layer_norm: bool = True  # in the critics, against overestimation
-    num_target_candidates: int = 1  # M', candidates in the backup, Eq. (12)
+    num_target_candidates: int = 1  # M', the best of which is the backup, Eq. (12)
     # Policy
     policy_lr: float = 1e-3  # learning rate of the velocity field
     policy_frequency: int = 2  # critic updates per policy update
-    actor_batch_size: int = 64  # states in a policy update, first of the batch
+    actor_batch_size: int = 64  # states in a policy update, the first of the batch
     flow_steps: int = 10  # K, Euler steps from noise to action, Eq. (2)
     num_candidates: int = 16  # N, candidates to be weighted, Eq. (4)
     num_act_candidates: int = 16  # M, the best of which acts, Eq. (14)
-    temperature: float = 0.01  # T of Eq. (5), at first if it is tuned
+    temperature: float = 0.01  # T of Eq. (5); its first value if tuned
     autotune_temperature: bool = True  # hold ESS/N at ess_target, Eq. (6)
     ess_target: float = 0.6  # ρ, effective share of the candidates, Eq. (6)
     # Entropy
-    alpha: float = 0.1  # α of Eq. (10), at first if it is tuned
+    alpha: float = 0.1  # α of Eq. (10); its first value if tuned
     autotune: bool = True  # hold the entropy at its target by α, Eq. (11)
     target_entropy_scale: float = 0.0  # H̄ per action dimension, nats, Eq. (11)
     exact_entropy: bool = True  # Eq. (8); otherwise the ODE's, Eq. (9)
 
 
 def check(args: Args) -> None:
-    """Raise SystemExit with one line for a flag beyond its known limits."""
+    """Raise SystemExit with one line if a flag is out of its known limits."""
     counts = "total_timesteps eval_episodes log_interval num_threads learning_starts "
     counts += "buffer_size batch_size actor_batch_size hidden_dim policy_frequency "
     counts += "flow_steps num_candidates num_act_candidates num_target_candidates"
@@ -100,8 +93,9 @@ def check(args: Args) -> None:
         counts: (1, math.inf),
         "seed eval_interval checkpoint_interval alpha": (0, math.inf),
         "q_lr policy_lr temperature": (1e-9, 1e9),
-        "gamma tau ess_target": (0, 1),
-        "target_entropy_scale": (-1e9, 0.69),  # below log 2, of a uniform action
+        "gamma tau": (0, 1),
+        "ess_target": (1 / args.num_candidates, 1),
+        "target_entropy_scale": (-1e9, 0.69),  # log 2: the entropy of U(-1,1)
     }
     for flags, (low, high) in limits.items():
         for flag in flags.split():
@@ -111,7 +105,7 @@ def check(args: Args) -> None:
 
 
 def make_env(task: list[str], **options) -> gym.Env:
-    """FrankaKitchen-v1, which rewards each task once; its 59 numbers without the goals."""
+    """FrankaKitchen-v1, which rewards each task once; observed without the goals."""
     env = gym.make("gymnasium_robotics:FrankaKitchen-v1", tasks_to_complete=task, **options)
     env = gym.wrappers.FilterObservation(env, ["observation"])
     env = gym.wrappers.FlattenObservation(env)
@@ -119,7 +113,7 @@ def make_env(task: list[str], **options) -> gym.Env:
 
 
 def episode_metrics(info: dict) -> dict[str, float]:
-    """What is recorded of a finished episode, before reset() empties its completions."""
+    """Of a finished episode, from its last `info`, before reset() empties that."""
     done = {f"task/{task}": int(task in info["episode_task_completions"]) for task in TASKS}
     number = sum(done.values())
     share = number / (number + len(info["tasks_to_complete"]))
@@ -128,7 +122,7 @@ def episode_metrics(info: dict) -> dict[str, float]:
 
 
 def episode_seed(seed: int, episode: int) -> int:
-    """The environment's seed in a training episode, found again on resume."""
+    """The seed of a training episode, so that a resumed run can reset it again."""
     return (seed + 1_000_003 * episode) % EVAL_SEED
 
 
@@ -157,7 +151,8 @@ class ReplayBuffer:
 
 class MLP(nn.Module):
     """Two hidden SiLU layers, (…,in_dims[i]) for each input i -> (…,out_dim).
-    The first layer adds up a matrix per input: a state is not repeated for candidates."""
+    The first is one Linear on the concatenated inputs, in parts (each initialised by its
+    own width), so that a state is multiplied once and not once per candidate."""
 
     def __init__(self, in_dims, hidden_dim, out_dim, layer_norm=False):
         super().__init__()
@@ -188,12 +183,12 @@ class VelocityField(nn.Module):
         self.register_buffer("frequencies", frequencies, persistent=False)
 
     def forward(self, s, x, t):
-        phase = self.frequencies * t
+        phase = self.frequencies * t  # (…,4); π and not 2π: t = 0 and 1 must differ
         return self.net(s, torch.cat([phase.cos(), phase.sin()], -1), x)
 
 
 class TwinQ(nn.Module):
-    """Q_1 and Q_2: s (…,S), a (…,d) -> (2,…). The smaller one counts, Eq. (4)."""
+    """Q_1 and Q_2: s (…,S), a (…,d) -> (2,…). Callers take the smaller, Eq. (4)."""
 
     def __init__(self, obs_dim, action_dim, hidden_dim, layer_norm=False):
         super().__init__()
@@ -207,7 +202,7 @@ class TwinQ(nn.Module):
 @torch.no_grad()
 def sample_path(velocity, s, x0, flow_steps):
     """x_{k+1} = x_k + h·v_θ(s, x_k, kh), h = 1/K.  Eq. (2)
-    s (B,S), x0 (B,N,d) -> (K+1,B,N,d), from noise [0] to latent action [-1]."""
+    s (B,S), x0 (B,N,d) -> (K+1,B,N,d), noise [0] to latent action [-1]; no gradient."""
     h = 1 / flow_steps
     path = [x0]
     for k in range(flow_steps):
@@ -234,7 +229,7 @@ def candidate_weights(q, temperature):
 
 
 def flow_matching_loss(velocity, s, x0, x1, t, weights):
-    """L = E Σ_i w_i ‖v_θ(s, x_t^i, t) − (x_1^i − x_0)‖², x_t = (1−t) x_0 + t x_1
+    """L = E Σ_i w_i ‖v_θ(s, x_t^i, t^i) − (x_1^i − x_0^i)‖², x_t = (1−t) x_0 + t x_1
     Eqs. (3), (7): s (B,S), x0, x1 (B,N,d), t (B,N,1), weights (B,N) -> scalar."""
     xt = (1 - t) * x0 + t * x1
     error = velocity(s.unsqueeze(1), xt, t) - (x1 - x0)  # (B,N,d)
@@ -242,33 +237,33 @@ def flow_matching_loss(velocity, s, x0, x1, t, weights):
 
 
 def td_target(reward, terminated, next_value, gamma):
-    """y = r + γ·(1 − terminated)·V(s').  Eq. (12): all (B,)"""
+    """y = r + γ·(1 − terminated)·V(s').  Eq. (12): reward, terminated, V, y (B,)"""
     return reward + gamma * (1 - terminated) * next_value
 
 
 def sampler_entropy(velocity, s, path, k):
-    """H = d·H_0 + Σ_k E[log|det(I + h·∂v/∂x)| + Σ_j log sech² x_k+1 − log sech² x_k]
-    Eq. (8), the entropy of tanh x_1 (nats): each Euler step has a known Jacobian.
-    s (B,S), path (K+1,B,d), k (B,), the step each state lends: uniform k, no bias.
-    A semi-gradient: x_k is held fixed, a step answers for its own output alone."""
+    """H = d·H_0 + Σ_k E[log|det(I + h·∂v/∂x)| + Σ_j (log sech² x'_j − log sech² x_j)]
+    Eq. (8): entropy (nats) of tanh x_1 if each Euler step x -> x' = x + h·v is one-to-one.
+    s (B,S), path (K+1,B,d), k (B,) uniform, the one step that a state lends -> scalar.
+    A semi-gradient: x_k is held fixed, so no step sees its effect on the later ones."""
     h = 1 / (len(path) - 1)
     batch_size, d = path.shape[1:]
     x = path[k, torch.arange(batch_size, device=s.device)].detach().requires_grad_()
     v = velocity(s, x, h * k.unsqueeze(1))  # (B,d)
     next_x = x + h * v
     eye = torch.eye(d, device=s.device, dtype=s.dtype)
-    rows = eye.unsqueeze(1).expand(d, batch_size, d)  # row i of ∂v/∂x is ∂v_i/∂x
+    rows = eye.unsqueeze(1).expand(d, batch_size, d)  # one-hot: row i asks for ∂v_i/∂x
     (jacobian,) = torch.autograd.grad(v, x, rows, create_graph=True, is_grads_batched=True)
-    step_jacobian = eye + h * jacobian.transpose(0, 1)  # (B,d,d)
+    step_jacobian = eye + h * jacobian.transpose(0, 1)  # (d,B,d) -> (B,d,d)
     log_det = torch.linalg.slogdet(step_jacobian).logabsdet  # (B,)
-    before = F.logsigmoid(2 * x) + F.logsigmoid(-2 * x)  # log ¼ sech² x
+    before = F.logsigmoid(2 * x) + F.logsigmoid(-2 * x)  # log ¼ sech² x, the ¼ cancels
     after = F.logsigmoid(2 * next_x) + F.logsigmoid(-2 * next_x)
-    return d * BASE_ENTROPY + (log_det + (after - before).sum(-1)).mean() / h
+    return d * BASE_ENTROPY + (log_det + (after - before).sum(-1)).mean() / h  # K steps
 
 
 def ode_entropy(velocity, s, path, k, probe):
     """H = d·H_0 + ∫ E[∇·v − 2 tanh(x)·v] dt, ∇·v ≈ εᵀ(∂v/∂x)ε.  Eq. (9), the limit of (8)
-    for h → 0, too high for few steps. As there, and probe (B,d), ε = ±1 -> scalar."""
+    for h → 0. Arguments as there, and probe (B,d) of ε = ±1 (Hutchinson) -> scalar."""
     h = 1 / (len(path) - 1)
     batch_size, d = path.shape[1:]
     x = path[k, torch.arange(batch_size, device=s.device)].detach().requires_grad_()
@@ -279,7 +274,7 @@ def ode_entropy(velocity, s, path, k, probe):
 
 
 class Agent(nn.Module):
-    """Alg. 1, lines 1, 3, 5-10: networks, multipliers α and T, and their updates."""
+    """Alg. 1, lines 1, 3, 5-10: networks, dual variables α and T, their updates."""
 
     def __init__(self, obs_dim: int, action_dim: int, args: Args):
         super().__init__()
@@ -291,10 +286,10 @@ class Agent(nn.Module):
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.log_alpha = nn.Parameter(torch.tensor(args.alpha).log())
         self.log_temperature = nn.Parameter(torch.tensor(args.temperature).log())
-        multipliers = [self.log_alpha, self.log_temperature]
+        duals = [self.log_alpha, self.log_temperature]
         self.policy_optimizer = Adam(self.velocity.parameters(), args.policy_lr, fused=True)
         self.q_optimizer = Adam(self.critic.parameters(), args.q_lr, fused=True)
-        self.dual_optimizer = Adam(multipliers, args.q_lr, fused=True)
+        self.dual_optimizer = Adam(duals, args.q_lr, fused=True)
 
     def sample(self, s, num_samples, generator=None):
         """Eq. (2) from fresh noise: s (B,S) -> path (K+1,B,num_samples,d)."""
@@ -310,13 +305,13 @@ class Agent(nn.Module):
         return action.cpu().numpy()
 
     def update(self, batch: list[torch.Tensor], with_actor: bool) -> dict:
-        """Alg. 1, lines 5-10. The losses stay on the device: nothing waits for it."""
+        """Alg. 1, lines 5-10. The losses stay on the device: the CPU does not wait."""
         losses = self.update_critic(*batch)
         if with_actor:
             losses |= self.update_actor(batch[0][: self.args.actor_batch_size])
-        averages = list(self.target_critic.parameters())
-        sources = [parameter.detach() for parameter in self.critic.parameters()]
-        torch._foreach_lerp_(averages, sources, self.args.tau)  # line 10: φ̄ + τ(φ − φ̄)
+        target = list(self.target_critic.parameters())
+        online = [parameter.detach() for parameter in self.critic.parameters()]
+        torch._foreach_lerp_(target, online, self.args.tau)  # line 10, as φ̄ + τ(φ − φ̄)
         return losses
 
     def update_critic(self, s, a, r, next_s, terminated) -> dict:
@@ -325,7 +320,7 @@ class Agent(nn.Module):
         _, next_value = best_of(self.target_critic, next_s, next_a)
         y = td_target(r, terminated, next_value, self.args.gamma)  # (B,)
         q = self.critic(s, a)  # (2,B)
-        q_loss = (q - y).square().mean(1).sum()
+        q_loss = (q - y).square().mean(1).sum()  # logged per twin, as CleanRL does
         self.q_optimizer.zero_grad()
         q_loss.backward()
         self.q_optimizer.step()
@@ -343,7 +338,7 @@ class Agent(nn.Module):
         weights, ess = candidate_weights(q, temperature)  # Eqs. (4)-(6)
         ess_share = ess.mean() / args.num_candidates
 
-        x0 = torch.randn_like(x1)
+        x0 = torch.randn_like(x1)  # independent of x1, unlike the noise that led to it
         t = torch.rand_like(x1[..., :1])
         flow_matching = flow_matching_loss(self.velocity, s, x0, x1, t, weights)  # Eq. (7)
         k = torch.randint(args.flow_steps, (len(s),), device=s.device)
@@ -364,18 +359,15 @@ class Agent(nn.Module):
         if args.autotune_temperature:  # Eq. (6)
             (self.log_temperature * (ess_share - args.ess_target)).backward()
         self.dual_optimizer.step()
-        losses = {
-            "actor_loss": actor_loss,
-            "flow_matching": flow_matching,
-            "ess": ess_share,
-        }
-        losses |= {"entropy": entropy, "alpha": alpha, "temperature": temperature}
+        losses = {"actor_loss": actor_loss, "flow_matching": flow_matching}
+        losses |= {"ess": ess_share, "entropy": entropy}
+        losses |= {"alpha": alpha, "temperature": temperature}
         return {name: value.detach() for name, value in losses.items()}
 
 
 def evaluate(agent: Agent, envs: list[gym.Env], stop=None) -> list[dict]:
-    """The metrics of one episode in each environment, in lockstep.
-    Its seeds and noise are its own: training does not notice. Empty once stopped."""
+    """Metrics of one episode in each environment, in lockstep; empty if `stop` is set.
+    Acts by Eq. (14) as well, on seeds and noise of its own: training is not affected."""
     generator = torch.Generator(agent.log_alpha.device).manual_seed(EVAL_SEED)
     obs = [env.reset(seed=EVAL_SEED + i)[0] for i, env in enumerate(envs)]
     metrics = [{} for _ in envs]
@@ -393,12 +385,12 @@ def evaluate(agent: Agent, envs: list[gym.Env], stop=None) -> list[dict]:
 
 @dataclass
 class Progress:
-    """What a checkpoint holds beside agent, buffer and random generators."""
+    """What a checkpoint holds beside agent, optimizers, buffer and generators."""
 
     step: int = 0  # environment steps taken
     episode: int = 0  # training episodes finished
     seconds: float = 0.0  # of the run so far
-    actions: list = field(default_factory=list)  # of the current episode
+    actions: list = field(default_factory=list)  # of the current episode, to replay it
     eval_rows: str = ""  # of eval.csv
     eval_returns: dict = field(default_factory=dict)  # step: mean return
 
@@ -445,7 +437,7 @@ def load_checkpoint(run_dir: Path, agent, buffer) -> Progress:
     torch.cuda.set_rng_state_all(saved["cuda_noise"])
     progress = Progress(**saved["progress"])
     buffer.rows[: len(saved["rows"])] = saved["rows"]
-    buffer.num_added = progress.step
+    buffer.num_added = progress.step  # a transition in each step
     return progress
 
 
@@ -509,7 +501,7 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
         camera = make_env(task, render_mode="rgb_array")
         folder = f"{run_dir}/videos/from_step_{progress.step}"
         eval_envs[0] = gym.wrappers.RecordVideo(camera, folder, lambda episode: True)
-    writer = SummaryWriter(run_dir, purge_step=progress.step + 1)
+    writer = SummaryWriter(run_dir, purge_step=progress.step + 1)  # drops points after it
     rows = "".join(f"\n|{flag}|{value}|" for flag, value in asdict(args).items())
     writer.add_text("hyperparameters", "|flag|value|\n|-|-|" + rows)
     save_file(run_dir / "args.json", json.dumps(asdict(args), indent=2))
@@ -520,7 +512,7 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
     print(f"stop    Ctrl-C; then: python {sys.argv[0]} --run-dir {run_dir} --resume")
 
     obs, _ = env.reset(seed=episode_seed(args.seed, progress.episode))
-    for action in progress.actions:  # resumed in mid-episode: up to here again
+    for action in progress.actions:  # resumed in mid-episode: replay it
         obs, *_ = env.step(np.array(action, np.float32))
     total = args.total_timesteps
     started = time.time() - progress.seconds
@@ -540,7 +532,7 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
                 action = (2 * torch.rand(action_dim, device=device) - 1).cpu().numpy()
             else:
                 action = agent.act(obs[None])[0]
-                # Alg. 1, line 4: before the simulator, so that a GPU learns meanwhile
+                # Alg. 1, line 4: before the simulator, so that a GPU can learn meanwhile
                 with_actor = step % args.policy_frequency == 0
                 losses |= agent.update(buffer.sample(args.batch_size), with_actor)
 
@@ -562,7 +554,7 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
             if args.checkpoint_interval and step % args.checkpoint_interval == 0:
                 save_checkpoint(run_dir, agent, buffer, progress)
             bar.update()
-            if step == args.learning_starts:  # slower from here: estimate from here
+            if step == args.learning_starts:  # slower from here: restart the estimate
                 bar.initial = step
                 bar.start_t = bar.last_print_t = time.time()
     for resource in [env, *eval_envs, writer]:
@@ -577,10 +569,10 @@ if __name__ == "__main__":
     args = tyro.cli(Args)
     if args.resume:
         try:
-            saved = json.loads(Path(args.run_dir, "args.json").read_text())
-        except (OSError, ValueError) as error:
+            saved = Args(**json.loads(Path(args.run_dir, "args.json").read_text()))
+        except (OSError, ValueError, TypeError) as error:
             raise SystemExit(f"error: cannot resume {args.run_dir!r}: {error}") from None
-        args = tyro.cli(Args, default=Args(**saved))
+        args = tyro.cli(Args, default=saved)  # flags given now go before the saved ones
     stop = threading.Event()
 
     def on_signal(number, frame):
