@@ -146,21 +146,10 @@ def test_q_approaches_the_discounted_return(tmp_path, env_id, value):
 
 def test_learns_to_hit_a_target_that_depends_on_the_state(tmp_path):
     """−‖a − 3 tanh(s)‖² over 7 steps: random actions earn about −60, a learner over −7."""
-    result = run(
-        tmp_path,
-        total_timesteps=1_500,
-        learning_starts=200,
-        batch_size=64,
-        actor_batch_size=32,
-        hidden_dim=64,
-        flow_steps=5,
-        num_candidates=16,
-        num_act_candidates=16,
-        gamma=0.0,
-        eval_interval=1_500,
-        eval_episodes=10,
-    )
-    (_, before), (_, after) = result["eval_returns"]
+    sizes = dict(hidden_dim=32, batch_size=64, num_act_candidates=16, learning_starts=200)
+    rates = dict(gamma=0.0, q_lr=5e-3, policy_lr=2e-3)
+    length = dict(total_timesteps=700, eval_interval=700, eval_episodes=10)
+    (_, before), (_, after) = run(tmp_path, **sizes, **rates, **length)["eval_returns"]
     assert before < -30 and after > -7
 
 
