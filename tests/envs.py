@@ -103,6 +103,31 @@ class Nested(Target):
         return {"x": obs, "y": -obs}, *rest
 
 
+class CompletesTasks(gym.Env):
+    """Completes tasks at given steps, with FrankaKitchen's traps: it appends to one list,
+    may name a task twice, and empties the list in reset()."""
+
+    observation_space = gym.spaces.Box(-1, 1, (3,), np.float64)
+    action_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+
+    def __init__(self, tasks, schedule):
+        self.tasks, self.schedule, self.completions = tasks, schedule, []
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        self.completions.clear()
+        return np.zeros(3), {}
+
+    def step(self, action):
+        self.steps += 1
+        new = self.schedule.get(self.steps, [])
+        self.completions += new
+        missing = [task for task in self.tasks if task not in self.completions]
+        info = {"episode_task_completions": self.completions, "tasks_to_complete": missing}
+        return np.zeros(3), float(len(set(new))), not missing, self.steps == 7, info
+
+
 gym.register("Target-v0", Target)
 gym.register("Nested-v0", Nested)
 gym.register("Aliasing-v0", Aliasing, disable_env_checker=True)
