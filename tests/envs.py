@@ -1,11 +1,28 @@
-"""Tiny environments that make one property visible each."""
+"""Tiny environments that make one property visible each, and sizes of runs of seconds."""
 
 import gymnasium as gym
 import numpy as np
 
+SMALL = dict(
+    cuda=False,
+    total_timesteps=97,
+    learning_starts=31,
+    batch_size=29,
+    actor_batch_size=23,
+    hidden_dim=19,
+    flow_steps=3,
+    num_candidates=7,
+    num_act_candidates=5,
+    num_target_candidates=2,
+    eval_interval=0,
+    eval_episodes=3,
+    log_interval=13,
+    buffer_size=1009,
+)  # the real algorithm at prime sizes
+
 
 class Target(gym.Env):
-    """Reward −‖a − 3 tanh(obs)‖², a in [-3,3]², for 7 steps: then truncated, or terminated."""
+    """Reward −‖a − 3 tanh(obs)‖², a in [-3,3]². After 7 steps truncated, or terminated."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 5}
 
@@ -31,8 +48,16 @@ class Target(gym.Env):
         return np.full((32, 32, 3), 40 * self.steps % 256, np.uint8)
 
 
+class Constant(Target):
+    """Reward 1, whatever is done."""
+
+    def step(self, action):
+        obs, _, *rest = super().step(action)
+        return obs, 1.0, *rest
+
+
 class Aliasing(Target):
-    """Returns the same array again and again, changed in place, and its rewards as arrays."""
+    """Returns one array again and again, changed in place, and its rewards as arrays."""
 
     def reset(self, seed=None, options=None):
         fresh, info = super().reset(seed=seed)
@@ -78,10 +103,37 @@ class Nested(Target):
         return {"x": obs, "y": -obs}, *rest
 
 
+class CompletesTasks(gym.Env):
+    """Completes tasks at given steps, with FrankaKitchen's traps: it appends to one list,
+    may name a task twice, and empties the list in reset()."""
+
+    observation_space = gym.spaces.Box(-1, 1, (3,), np.float64)
+    action_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+
+    def __init__(self, tasks, schedule):
+        self.tasks, self.schedule, self.completions = tasks, schedule, []
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        self.completions.clear()
+        return np.zeros(3), {}
+
+    def step(self, action):
+        self.steps += 1
+        new = self.schedule.get(self.steps, [])
+        self.completions += new
+        missing = [task for task in self.tasks if task not in self.completions]
+        info = {"episode_task_completions": self.completions, "tasks_to_complete": missing}
+        return np.zeros(3), float(len(set(new))), not missing, self.steps == 7, info
+
+
 gym.register("Target-v0", Target)
 gym.register("Nested-v0", Nested)
 gym.register("Aliasing-v0", Aliasing, disable_env_checker=True)
 gym.register("Terminating-v0", Target, kwargs={"terminate": True})
+gym.register("Constant-v0", Constant)
+gym.register("ConstantTerminating-v0", Constant, kwargs={"terminate": True})
 for which in ("discrete", "matrix", "unbounded", "integer", "degenerate"):
     gym.register(f"Refused-{which}-v0", OtherSpaces, kwargs={"which": which})
 

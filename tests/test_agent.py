@@ -1,0 +1,476 @@
+"""The agent's updates, Algorithm 1's lines 3 and 5-10, on both scripts: which losses they
+take a step on, with what arguments, and what they change. Recorded, not copied: a test
+looks at the arguments that a loss was called with, whatever drew them."""
+
+import copy
+import functools
+import inspect
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from envs import SMALL
+
+S, D = 11, 3
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+
+
+def new_agent(fmer, **changes):
+    """An agent whose flow is not the identity, as it is at the start."""
+    agent = fmer.Agent(S, D, fmer.Args(**(SMALL | changes)))
+    torch.nn.init.normal_(agent.velocity.net.out.weight, std=0.1)
+    return agent
+
+
+def random_batch(size=29):
+    s, next_s = torch.randn(2, size, S)
+    return [s, torch.rand(size, D) * 2 - 1, torch.randn(size), next_s, torch.zeros(size)]
+
+
+def recorded(monkeypatch, fmer, *names):
+    """The arguments, by name, of every later call of these functions, and its result."""
+    calls = {name: [] for name in names}
+    for name in names:
+        function = getattr(fmer, name)
+
+        @functools.wraps(function)
+        def watched(*args, function=function, name=name, **kwargs):
+            arguments = inspect.signature(function).bind(*args, **kwargs).arguments
+            result = function(*args, **kwargs)
+            calls[name].append(arguments | {"result": result})
+            return result
+
+        monkeypatch.setattr(fmer, name, watched)
+    return calls
+
+
+def snapshot(agent):
+    return {name: value.clone() for name, value in agent.state_dict().items()}
+
+
+def changed(before, agent):
+    """The names of what an update has changed."""
+    after = agent.state_dict()
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def gradient(module):
+    return torch.cat([parameter.grad.flatten() for parameter in module.parameters()])
+
+
+def same_direction(a, b):
+    """Adam takes no notice of a gradient's length, and clipping it is no other loss."""
+    return torch.cosine_similarity(a, b, dim=0).item() == pytest.approx(1, abs=1e-5)
+
+
+def steps_taken(optimizer):
+    return {int(state["step"]) for state in optimizer.state.values()}
+
+
+class Probe(torch.nn.Module):
+    """Q_1 = s_0 − 3(a_0 − 0.3)², Q_2 = Q_1 − a_1; remembers what it was asked."""
+
+    def forward(self, s, a):
+        self.s, self.a = s, a
+        q1 = s[..., 0] - 3 * (a[..., 0] - 0.3).square()
+        return torch.stack([q1, q1 - a[..., 1]])
+
+
+class Forbidden(torch.nn.Module):
+    def forward(self, s, a):
+        raise AssertionError("these critics must not be asked")
+
+
+# --- Line 5: the critics, Eqs. (12), (13) -----------------------------------------------
+
+
+def test_a_critic_step_changes_the_critics_only(fmer):
+    agent = new_agent(fmer)
+    before = snapshot(agent)
+    losses = agent.update_critic(*random_batch())
+    assert changed(before, agent) == {name for name in before if name.startswith("critic.")}
+    assert losses["qf_loss"] > 0 and steps_taken(agent.q_optimizer) == {1}
+    assert not agent.policy_optimizer.state and not agent.dual_optimizer.state
+
+
+def test_the_critic_regresses_on_the_target_of_eq_12(fmer):
+    """With Q̄ ≡ 5 and γ = 0.5: y = r + 2.5, or r where terminated, in Eq. (13)."""
+    agent = new_agent(fmer, gamma=0.5)
+    for q in (agent.target_critic.q1, agent.target_critic.q2):
+        torch.nn.init.zeros_(q.out.weight)
+        torch.nn.init.constant_(q.out.bias, 5.0)
+    s, a, r, next_s, terminated = random_batch()
+    terminated[:13] = 1
+    y = torch.cat([r[:13], r[13:] + 2.5])
+    copied = copy.deepcopy(agent.critic)
+    q1, q2 = copied(s, a)
+    loss = ((q1 - y) ** 2).mean() + ((q2 - y) ** 2).mean()
+    loss.backward()
+    losses = agent.update_critic(s, a, r, next_s, terminated)
+    assert same_direction(gradient(agent.critic), gradient(copied))
+    assert losses["qf_loss"].item() == pytest.approx(loss.item() / 2, rel=1e-5)  # CleanRL's
+    expected = (q1.mean() + q2.mean()).item() / 2
+    assert losses["qf_values"].item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_target_asks_the_target_critics_about_m_prime_candidates_of_the_next_state(
+    fmer,
+):
+    agent = new_agent(fmer, gamma=0.5)
+    agent.target_critic = probe = Probe()
+    s, a, r, next_s, terminated = random_batch()
+    copied = copy.deepcopy(agent.critic)
+    losses = agent.update_critic(s, a, r, next_s, terminated)
+    assert probe.a.shape == (29, 2, D) and torch.equal(probe.s.squeeze(1), next_s)
+    assert len(probe.a.unique()) == 29 * 2 * D and (probe.a.abs() < 1).all()
+    value = probe(next_s.unsqueeze(1), probe.a).min(0).values.max(1).values
+    loss = (copied(s, a) - (r + 0.5 * value)).square().mean()
+    torch.testing.assert_close(losses["qf_loss"], loss)
+
+
+# --- Lines 3, 7: candidates ---------------------------------------------------------------
+
+
+def test_acting_takes_the_best_of_m_candidates_by_the_critics(fmer):
+    agent = new_agent(fmer)
+    agent.critic, agent.target_critic = (probe := Probe()), Forbidden()
+    obs = np.random.default_rng(0).normal(size=(2, S))
+    a = torch.as_tensor(agent.act(obs))
+    assert probe.a.shape == (2, 5, D) and (probe.a.abs() < 1).all()
+    best = probe(torch.as_tensor(obs).unsqueeze(1), probe.a).min(0).values.argmax(1)
+    assert torch.equal(a, probe.a[torch.arange(2), best])
+
+
+def test_candidates_start_from_fresh_standard_normal_noise(fmer):
+    agent = new_agent(fmer)
+    s = torch.randn(2003, S)
+    first, second = agent.sample(s, 7), agent.sample(s, 7)
+    assert first.shape == (agent.args.flow_steps + 1, 2003, 7, D)
+    assert abs(first[0].mean()) < 0.02 and abs(first[0].std() - 1) < 0.02
+    assert abs((first[0] * second[0]).mean()) < 0.02
+    assert (first[0, :, 0] != first[0, :, 1]).all(), "candidates have noise of their own"
+    torch.testing.assert_close(first, fmer.sample_path(agent.velocity, s, first[0], 3))
+
+
+def test_a_generator_makes_acting_reproducible_and_spares_the_default_one(fmer):
+    agent, obs = new_agent(fmer), np.ones((2, S))
+    state = torch.get_rng_state()
+    actions = [agent.act(obs, torch.Generator().manual_seed(3)) for _ in range(2)]
+    assert np.array_equal(*actions) and torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_the_actor_weights_its_candidates_by_the_smaller_q_of_their_actions(
+    fmer, monkeypatch, exact
+):
+    agent = new_agent(fmer, temperature=0.3, exact_entropy=exact)
+    agent.critic, agent.target_critic = Probe(), Forbidden()
+    names = "sample_path candidate_weights flow_matching_loss sampler_entropy ode_entropy"
+    calls = recorded(monkeypatch, fmer, *names.split())
+    s = torch.randn(23, S)
+    agent.update_actor(s)
+    (weighing,), (matching,) = calls["candidate_weights"], calls["flow_matching_loss"]
+    used, unused = ["sampler_entropy", "ode_entropy"][:: 1 if exact else -1]
+    (entropy,) = calls[used]
+    assert not calls[unused]
+    for call in (matching, entropy):
+        assert torch.equal(call["s"], s) and call["velocity"] is agent.velocity
+    x1 = matching["x1"]
+    assert x1.shape == (23, 7, D) and not x1.requires_grad
+    q = Probe()(s.unsqueeze(1), x1.tanh()).min(0).values
+    torch.testing.assert_close(weighing["q"], q)
+    assert float(weighing["temperature"]) == pytest.approx(0.3)
+    assert torch.equal(matching["weights"], weighing["result"][0])
+    path, candidates = entropy["path"], calls["sample_path"][0]["result"]
+    assert path.shape == (4, 23, D) and torch.equal(candidates[-1], x1)
+    same = (path.unsqueeze(2) == candidates).all(-1).all(0)  # (B,N)
+    assert same.any(1).all(), "the whole path of one of the candidates of each state"
+
+
+def test_an_update_gives_the_actor_the_first_states_of_the_batch(fmer, monkeypatch):
+    agent, batch = new_agent(fmer), random_batch()
+    calls = recorded(monkeypatch, fmer, "flow_matching_loss")
+    agent.update(batch, with_actor=True)
+    agent.update(batch, with_actor=False)
+    (matching,) = calls["flow_matching_loss"]
+    assert torch.equal(matching["s"], batch[0][:23])
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_noise_times_steps_and_probes_are_independent_and_cover_their_range(
+    fmer, monkeypatch, exact
+):
+    agent = new_agent(fmer, exact_entropy=exact)
+    entropy_name = "sampler_entropy" if exact else "ode_entropy"
+    names = ["flow_matching_loss", entropy_name, "sample_path"]
+    calls = recorded(monkeypatch, fmer, *names)
+    s = torch.randn(2003, S)
+    agent.update_actor(s)
+    agent.update_actor(s)
+    matching, again = calls["flow_matching_loss"]
+    x0, t = matching["x0"], matching["t"]
+    start = calls["sample_path"][0]["x0"]
+    assert abs(x0.mean()) < 0.02 and abs(x0.std() - 1) < 0.02
+    for other in (start, matching["x1"], again["x0"]):
+        assert abs((x0 * other).mean()) < 0.02, "x_0 of Eq. (7) is independent of x_1"
+    assert 0 <= t.min() < 0.01 and 0.99 < t.max() <= 1
+    assert abs(t.mean() - 0.5) < 0.02 and abs(t.std() - 12**-0.5) < 0.02
+    assert not torch.equal(t, again["t"])
+    drift = (x0.mean(-1, keepdim=True) * (t - 0.5)).mean()
+    assert abs(drift) < 0.01, "t is independent of x_0"
+    entropy, again = calls[entropy_name]
+    counts = entropy["k"].bincount()
+    assert len(counts) == 3 and (counts / 2003 - 1 / 3).abs().max() < 0.05
+    assert not torch.equal(entropy["k"], again["k"])
+    if not exact:
+        probe = entropy["probe"]
+        assert probe.shape == (2003, D) and torch.equal(probe.abs(), torch.ones(2003, D))
+        second_moments = probe.T @ probe / 2003
+        assert (
+            second_moments - torch.eye(D)
+        ).abs().max() < 0.1 and probe.mean().abs() < 0.1
+
+
+# --- Line 8: the policy's step, Eq. (10) -------------------------------------------------
+
+
+def test_an_actor_step_changes_the_velocity_field_and_the_multipliers_only(fmer):
+    agent = new_agent(fmer)
+    agent.update_critic(*random_batch())  # leaves gradients on the critics
+    before = snapshot(agent)
+    agent.update_actor(random_batch()[0])
+    expected = {name for name in before if name.startswith(("velocity.", "log_"))}
+    assert changed(before, agent) == expected
+    for optimizer in (agent.policy_optimizer, agent.dual_optimizer, agent.q_optimizer):
+        assert steps_taken(optimizer) == {1}
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_the_policys_step_is_on_flow_matching_less_alpha_times_entropy(
+    fmer, monkeypatch, exact
+):
+    agent = new_agent(fmer, alpha=0.7, exact_entropy=exact)
+    copied = copy.deepcopy(agent.velocity)
+    entropy_name = "sampler_entropy" if exact else "ode_entropy"
+    calls = recorded(monkeypatch, fmer, "flow_matching_loss", entropy_name)
+    agent.update_actor(random_batch()[0])  # another update leaves nothing behind:
+    copied.load_state_dict(agent.velocity.state_dict())
+    alpha = agent.log_alpha.exp().item()
+    losses = agent.update_actor(random_batch()[0])
+    arguments = [calls[name][1] for name in ("flow_matching_loss", entropy_name)]
+    values = [call.pop("result") for call in arguments]
+    matching, entropy = [call | {"velocity": copied} for call in arguments]
+    loss = fmer.flow_matching_loss(**matching)
+    loss = loss - alpha * getattr(fmer, entropy_name)(**entropy)
+    loss.backward()
+    assert same_direction(gradient(agent.velocity), gradient(copied))
+    assert losses["actor_loss"].item() == pytest.approx(loss.item(), rel=1e-5)
+    assert losses["flow_matching"] == values[0] and losses["entropy"] == values[1]
+    assert losses["alpha"].item() == pytest.approx(alpha)
+
+
+def test_no_gradient_crosses_the_ode_solver_and_nothing_is_integrated_twice(fmer):
+    agent, calls = new_agent(fmer), []
+    agent.velocity.register_forward_pre_hook(
+        lambda *_: calls.append(torch.is_grad_enabled())
+    )
+    agent.update(random_batch(), with_actor=True)
+    assert calls.count(False) == 2 * 3, (
+        "K for the target's candidates and K for the actor's"
+    )
+    assert calls.count(True) == 2, "Eqs. (7) and (8), once each"
+
+
+def test_learning_rates_reach_their_networks(fmer):
+    """The first Adam step moves a parameter with a gradient by its learning rate."""
+    agent = new_agent(fmer, policy_lr=3e-4, q_lr=2e-3)
+    before = snapshot(agent)
+    agent.update(random_batch(), with_actor=True)
+    after = agent.state_dict()
+    for prefix, rate in (("velocity.", 3e-4), ("critic.", 2e-3), ("log_", 2e-3)):
+        names = [name for name in before if name.startswith(prefix)]
+        largest = max((after[name] - before[name]).abs().max() for name in names)
+        assert largest.item() == pytest.approx(rate, rel=0.01), prefix
+
+
+# --- Line 9: the dual steps, Eqs. (6), (11) ----------------------------------------------
+
+
+@pytest.mark.parametrize("high", [False, True])
+def test_dual_steps_push_entropy_and_ess_to_their_targets(fmer, monkeypatch, high):
+    """A target just above or below: the first Adam step is the learning rate, whatever the
+    gap. ESS/N counts by its mean over states: here one state is far from the others."""
+    target = (0.72 if high else 0.62) * D  # around v = 0's: H = d·H_0 exactly
+    agent = new_agent(fmer, alpha=0.1, temperature=0.5, ess_target=0.5, q_lr=0.01)
+    agent.target_entropy = target
+    torch.nn.init.zeros_(agent.velocity.net.out.weight)
+    others, one = (1.0, 7.0) if high else (7.0, 1.0)
+    ess = torch.tensor([one] + [others] * 22)
+
+    def weigh(q, temperature):
+        return torch.full_like(q, 1 / 7), ess
+
+    monkeypatch.setattr(fmer, "candidate_weights", weigh)
+    losses = agent.update_actor(random_batch(23)[0])
+    assert losses["entropy"].item() == pytest.approx(D * fmer.BASE_ENTROPY, abs=1e-5)
+    assert losses["ess"].item() == pytest.approx(ess.mean().item() / 7)
+    step = 0.01 if high else -0.01
+    assert agent.log_alpha.item() == pytest.approx(math.log(0.1) + step, abs=1e-5)
+    assert agent.log_temperature.item() == pytest.approx(math.log(0.5) + step, abs=1e-5)
+
+
+def test_the_entropy_target_is_per_action_dimension(fmer):
+    assert new_agent(fmer, target_entropy_scale=-1.5).target_entropy == -1.5 * D
+
+
+def test_fixed_multipliers_stay_fixed(fmer):
+    agent = new_agent(
+        fmer, autotune=False, alpha=0.0, autotune_temperature=False, temperature=1
+    )
+    losses = agent.update_actor(random_batch()[0])
+    assert agent.log_alpha.exp() == 0 and agent.log_temperature == 0
+    assert steps_taken(agent.policy_optimizer) == {1}
+    assert all(value.isfinite() for value in losses.values())
+
+
+def test_self_distillation_holds_the_entropy_of_the_real_policy_at_its_target(
+    fmer, monkeypatch
+):
+    """Uniform weights, target −1 nat per dimension: the actions' histogram agrees."""
+    sizes = SMALL | dict(hidden_dim=32, flow_steps=5, num_candidates=4)
+    args = fmer.Args(**sizes, target_entropy_scale=-1.0, policy_lr=5e-3, q_lr=2e-2)
+    agent, s = fmer.Agent(1, 2, args), torch.zeros(128, 1)
+
+    def uniform(q, temperature):
+        return torch.full_like(q, 1 / q.shape[1]), torch.full_like(q[:, 0], q.shape[1])
+
+    monkeypatch.setattr(fmer, "candidate_weights", uniform)
+    for step in range(400):
+        if step == 270:  # settle: the target must hold on average, not at one lucky step
+            agent.policy_optimizer.param_groups[0]["lr"] = 2e-4
+        agent.update_actor(s)
+    a = agent.sample(s[:1], 200_000)[-1].tanh()[0].numpy()
+    density, *_ = np.histogram2d(*a.T, bins=50, range=[(-1, 1)] * 2, density=True)
+    density = density[density > 0]
+    entropy = -(density * np.log(density)).sum() * 0.04**2
+    assert entropy == pytest.approx(-2.0, abs=0.1)
+
+
+# --- Line 10, and the whole step ---------------------------------------------------------
+
+
+def test_target_critics_move_by_exactly_tau_towards_the_critics(fmer):
+    agent = new_agent(fmer, tau=0.25)
+    for update in range(2):
+        before = [p.clone() for p in agent.target_critic.parameters()]
+        agent.update(random_batch(), with_actor=False)
+        sources = agent.critic.parameters()
+        averages = agent.target_critic.parameters()
+        for average, old, source in zip(averages, before, sources, strict=True):
+            torch.testing.assert_close(average, 0.75 * old + 0.25 * source)
+            assert not torch.equal(average, old), update
+    assert steps_taken(agent.q_optimizer) == {2} and not agent.policy_optimizer.state
+
+
+def test_target_critics_start_as_the_critics(fmer):
+    agent = new_agent(fmer)
+    for average, source in zip(
+        agent.target_critic.parameters(), agent.critic.parameters(), strict=True
+    ):
+        assert torch.equal(average, source) and average is not source
+        assert not average.requires_grad
+
+
+class NoScalarRead(TorchDispatchMode):
+    """Fails on what a GPU would have to be waited for: a number read, a data-made shape."""
+
+    forbidden = "_local_scalar_dense nonzero is_nonzero equal masked_select unique".split()
+    calls = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        assert name not in self.forbidden, f"{function} reads the device"
+        self.calls += 1
+        return function(*args, **(kwargs or {}))
+
+
+def filled_buffer(fmer, device):
+    buffer = fmer.ReplayBuffer(101, S, D, device)
+    for _ in range(3):
+        buffer.add(np.ones(S), np.full(D, 0.5), 1.0, np.ones(S), False)
+    return buffer
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_the_learners_step_reads_no_scalar(fmer, exact):
+    agent, buffer = new_agent(fmer, exact_entropy=exact), filled_buffer(fmer, "cpu")
+    before = snapshot(agent)
+    for _ in range(2):  # the first also makes Adam's state
+        with NoScalarRead() as mode:
+            agent.update(buffer.sample(29), with_actor=True)
+    assert mode.calls > 100 and changed(before, agent) == set(before)
+    with pytest.raises(AssertionError, match="reads the device"), NoScalarRead():
+        agent.log_alpha.item()
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_the_learners_step_stays_on_its_device(fmer, exact):
+    """On PyTorch's device without memory: an operand left on the CPU, or a read, raises.
+    (Not in Adam's steps, which still hold the parameters from before the move.)"""
+    agent, meta = new_agent(fmer, exact_entropy=exact).to("meta"), torch.device("meta")
+    buffer = fmer.ReplayBuffer(101, S, D, meta)
+    buffer.num_added = 3
+    losses = agent.update(buffer.sample(29), with_actor=True)
+    assert len(losses) >= 8 and {value.device for value in losses.values()} == {meta}
+    with pytest.raises(RuntimeError):
+        losses["qf_loss"].item()
+    with pytest.raises(RuntimeError):
+        agent.velocity(torch.zeros(5, S), torch.zeros(5, D, device=meta), torch.zeros(1))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_learners_step_never_waits_for_the_gpu(fmer):
+    agent, buffer = new_agent(fmer).cuda(), filled_buffer(fmer, "cuda")
+    agent.update(buffer.sample(29), with_actor=True)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        agent.update(buffer.sample(29), with_actor=True)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+# --- Line 11: the replay buffer -----------------------------------------------------------
+
+
+def test_buffer_returns_what_was_stored_and_forgets_the_oldest(fmer):
+    buffer = fmer.ReplayBuffer(5, 3, 2, "cpu")
+    for i in range(7):
+        buffer.add(
+            np.full(3, i), np.full(2, 10 + i), 20 + i, np.full(3, 30 + i), i % 2 == 0
+        )
+        assert len(buffer) == min(i + 1, 5)
+    s, a, r, next_s, terminated = buffer.sample(2003)
+    assert (s.shape, a.shape, r.shape) == ((2003, 3), (2003, 2), (2003,))
+    assert (next_s.shape, terminated.shape) == ((2003, 3), (2003,))
+    i = s[:, 0]
+    assert set(i.tolist()) == {2, 3, 4, 5, 6}
+    assert torch.equal(a[:, 1], 10 + i) and torch.equal(r, 20 + i)
+    assert torch.equal(next_s[:, 2], 30 + i)
+    assert torch.equal(terminated, (i % 2 == 0).float())
+    shares = torch.bincount(i.long())[2:] / 2003
+    assert (shares - 0.2).abs().max() < 0.05, "uniform over what is stored"
+
+
+def test_a_part_filled_buffer_yields_stored_rows_only(fmer):
+    buffer = fmer.ReplayBuffer(101, 3, 2, "cpu")
+    for i in range(1, 4):
+        buffer.add(np.full(3, i), np.zeros(2), 0, np.zeros(3), False)
+    assert set(buffer.sample(307)[0][:, 0].tolist()) == {1, 2, 3}

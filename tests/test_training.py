@@ -1,0 +1,455 @@
+"""The loop against Algorithm 1, evaluation, outputs and the command line."""
+
+import csv
+import math
+import os
+import shlex
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import envs
+import fmer_continuous as fmer
+from envs import SMALL
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(tmp_path, name="run", **changes):
+    settings = SMALL | dict(env_id="Target-v0", run_dir=str(tmp_path / name)) | changes
+    return fmer.main(fmer.Args(**settings))
+
+
+def steps_taken(optimizer):
+    return {int(state["step"]) for state in optimizer.state.values()}
+
+
+def same_parameters(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def transitions(buffer):
+    """s, a, r, s', terminated of all that is stored, in order."""
+    return buffer.rows[: len(buffer)].split(buffer.widths, 1)
+
+
+def watch(monkeypatch, owner, name, calls):
+    """Appends the name to `calls` at each call."""
+    function = getattr(owner, name)
+
+    def watched(*args):
+        calls.append(name)
+        return function(*args)
+
+    monkeypatch.setattr(owner, name, watched)
+
+
+# --- The loop, against Algorithm 1 ------------------------------------------------------
+
+
+def test_number_of_updates_is_algorithm_1s(tmp_path):
+    agent = run(tmp_path, policy_frequency=3)["agent"]
+    assert steps_taken(agent.q_optimizer) == {97 - 31}
+    assert steps_taken(agent.policy_optimizer) == {97 // 3 - 31 // 3}
+    assert steps_taken(agent.dual_optimizer) == {97 // 3 - 31 // 3}
+
+
+def test_the_learner_runs_between_acting_and_the_simulator(tmp_path, monkeypatch):
+    calls = []
+    watch(monkeypatch, fmer.Agent, "act", calls)
+    watch(monkeypatch, fmer.Agent, "update", calls)
+    watch(monkeypatch, envs.Target, "step", calls)
+    run(tmp_path, total_timesteps=41)
+    assert calls == ["step"] * 31 + ["act", "update", "step"] * 10
+
+
+def test_the_learner_gets_batches_of_what_is_stored(tmp_path, monkeypatch):
+    batches, update = [], fmer.Agent.update
+
+    def watched(self, batch, with_actor):
+        batches.append(batch)
+        return update(self, batch, with_actor)
+
+    monkeypatch.setattr(fmer.Agent, "update", watched)
+    s, a, r, next_s, terminated = transitions(run(tmp_path)["buffer"])
+    assert len(batches) == 97 - 31
+    for number, batch in enumerate(batches):
+        assert [len(each) for each in batch] == [29] * 5
+        stored = 31 + number
+        same = (batch[0].unsqueeze(1) == s[:stored]).all(-1)  # (29, stored)
+        assert (same.sum(1) == 1).all()
+        i = same.int().argmax(1)
+        assert torch.equal(batch[1], a[i]) and torch.equal(batch[2], r[i, 0])
+        assert torch.equal(batch[3], next_s[i]) and torch.equal(batch[4], terminated[i, 0])
+
+
+def test_warm_up_is_uniform_and_actions_are_rescaled_to_the_box(tmp_path, monkeypatch):
+    seen, step = [], envs.Target.step
+
+    def watched(self, action):
+        seen.append(np.array(action))
+        return step(self, action)
+
+    monkeypatch.setattr(envs.Target, "step", watched)
+    buffer = run(tmp_path, total_timesteps=499, learning_starts=490)["buffer"]
+    stored = transitions(buffer)[1].numpy()
+    np.testing.assert_allclose(np.stack(seen), 3 * stored, rtol=1e-5)
+    warm_up = stored[:490]
+    assert abs(warm_up.mean()) < 0.06 and abs(warm_up.std() - 3**-0.5) < 0.03
+    assert np.abs(stored).max() <= 1
+    assert warm_up.max() > 0.99 and warm_up.min() < -0.99
+
+
+@pytest.mark.parametrize(
+    ("env_id", "ends"), [("Target-v0", 0), ("Terminating-v0", 97 // 7)]
+)
+def test_a_time_limit_is_not_stored_as_termination(tmp_path, env_id, ends):
+    terminated = transitions(run(tmp_path, env_id=env_id)["buffer"])[4]
+    assert terminated.sum() == ends and len(terminated) == 97
+
+
+def test_stored_transitions_join_up_within_an_episode_only(tmp_path):
+    s, _, _, next_s, _ = transitions(run(tmp_path)["buffer"])
+    joins = (s[1:] == next_s[:-1]).all(1)
+    ends = torch.arange(1, 97) % 7 == 0
+    assert torch.equal(joins, ~ends)
+
+
+def test_the_stored_reward_is_that_of_the_stored_state_and_action(tmp_path):
+    s, a, r, _, _ = transitions(run(tmp_path)["buffer"])
+    expected = -(3 * a - 3 * s[:, :2].tanh()).square().sum(1, keepdim=True)
+    torch.testing.assert_close(r, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "value"),
+    [("Constant-v0", 1 / 0.2), ("ConstantTerminating-v0", 1 / 0.314)],
+)
+def test_q_approaches_the_discounted_return(tmp_path, env_id, value):
+    """Reward 1, γ = 0.8: 1/(1−γ) through time limits; and where each step ends the episode
+    with probability 1/7 (observations do not tell), 1/(1 − γ·6/7)."""
+    fast = dict(q_lr=1e-2, tau=0.1, gamma=0.8, policy_frequency=10)
+    result = run(tmp_path, env_id=env_id, total_timesteps=700, learning_starts=200, **fast)
+    s, a, *_ = transitions(result["buffer"])
+    q = result["agent"].critic(s, a)
+    assert q.mean().item() == pytest.approx(value, rel=0.05)
+    assert steps_taken(result["agent"].policy_optimizer) == {50}
+
+
+def test_learns_to_hit_a_target_that_depends_on_the_state(tmp_path):
+    """−‖a − 3 tanh(s)‖² over 7 steps: random actions earn about −60, a learner over −7."""
+    sizes = dict(hidden_dim=32, batch_size=64, num_act_candidates=16, learning_starts=200)
+    rates = dict(gamma=0.0, q_lr=5e-3, policy_lr=2e-3)
+    length = dict(total_timesteps=700, eval_interval=700, eval_episodes=10)
+    (_, before), (_, after) = run(tmp_path, **sizes, **rates, **length)["eval_returns"]
+    assert before < -30 and after > -7
+
+
+def test_observations_are_copied_from_simulators_that_reuse_their_array(tmp_path):
+    s, _, _, next_s, _ = transitions(run(tmp_path, env_id="Aliasing-v0")["buffer"])
+    assert (s != next_s).any(1).all()
+
+
+def test_observations_in_a_dictionary_are_flattened(tmp_path):
+    s, _, _, next_s, _ = transitions(run(tmp_path, env_id="Nested-v0")["buffer"])
+    assert s.shape == (97, 6) and s.abs().max() > 0
+    assert torch.equal(s[:, :3], -s[:, 3:]) and torch.equal(next_s[:, :3], -next_s[:, 3:])
+
+
+def test_same_seed_same_parameters_other_seed_others(tmp_path):
+    first, second = run(tmp_path, "a", seed=3), run(tmp_path, "b", seed=3)
+    other = run(tmp_path, "c", seed=4)
+    assert same_parameters(first["agent"], second["agent"])
+    assert not same_parameters(first["agent"], other["agent"])
+    assert torch.equal(first["buffer"].rows, second["buffer"].rows)
+
+
+# --- Evaluation ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def recorded_seeds(monkeypatch):
+    """Of every reset of a Target environment."""
+    seeds, reset = [], envs.Target.reset
+
+    def watched(self, seed=None, options=None):
+        seeds.append(seed)
+        return reset(self, seed, options)
+
+    monkeypatch.setattr(envs.Target, "reset", watched)
+    return seeds
+
+
+def test_every_training_episode_has_a_seed_of_its_own(tmp_path, recorded_seeds):
+    for seed in (3, 4):
+        run(tmp_path, f"seed{seed}", seed=seed)
+    assert len(recorded_seeds) == 2 * (1 + 97 // 7) == len(set(recorded_seeds))
+    assert max(recorded_seeds) < fmer.EVAL_SEED and recorded_seeds[0] == 3
+
+
+def test_evaluating_never_changes_training(tmp_path):
+    never = run(tmp_path, "never", eval_interval=0)
+    often = run(tmp_path, "often", eval_interval=11)
+    assert never["eval_returns"] == []
+    assert [step for step, _ in often["eval_returns"]] == [*range(0, 97, 11), 97]
+    assert same_parameters(never["agent"], often["agent"])
+    assert torch.equal(never["buffer"].rows, often["buffer"].rows)
+
+
+def test_evaluation_repeats_exactly_and_is_the_same_for_every_seed(tmp_path):
+    agent = run(tmp_path)["agent"]
+    tasks = [fmer.make_env("Target-v0") for _ in range(3)]
+    first, second = fmer.evaluate(agent, tasks), fmer.evaluate(agent, tasks)
+    assert first == second and len({episode["return"] for episode in first}) == 3
+    agent.args.seed += 1
+    assert fmer.evaluate(agent, tasks) == first
+
+
+def test_evaluation_episodes_have_fixed_seeds_of_their_own(tmp_path, recorded_seeds):
+    agent = run(tmp_path)["agent"]
+    recorded_seeds.clear()
+    fmer.evaluate(agent, [fmer.make_env("Target-v0") for _ in range(3)])
+    assert recorded_seeds == [fmer.EVAL_SEED + i for i in range(3)]
+
+
+class Countdown(gym.Env):
+    """Ends after a number of steps, and earns 1 in each."""
+
+    observation_space = gym.spaces.Box(-1, 1, (3,), np.float64)
+    action_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+
+    def __init__(self, length):
+        self.length = length
+
+    def reset(self, seed=None, options=None):
+        self.steps = 0
+        return np.zeros(3), {}
+
+    def step(self, action):
+        self.steps += 1
+        assert self.steps <= self.length, "stepped after its end"
+        return np.zeros(3), 1.0, self.steps == self.length, False, {}
+
+
+def test_evaluation_episodes_of_different_lengths_are_each_run_to_their_end():
+    agent = fmer.Agent(3, 2, fmer.Args(**SMALL))
+    tasks = [gym.wrappers.RecordEpisodeStatistics(Countdown(n)) for n in (3, 1, 5)]
+    episodes = fmer.evaluate(agent, tasks)
+    assert episodes == [{"return": n, "length": n} for n in (3, 1, 5)]
+
+
+def test_an_evaluation_is_abandoned_when_the_run_is_stopped():
+    agent, stop = fmer.Agent(3, 2, fmer.Args(**SMALL)), threading.Event()
+    task = gym.wrappers.RecordEpisodeStatistics(Countdown(3))
+    assert fmer.evaluate(agent, [task], stop) != []
+    stop.set()
+    assert fmer.evaluate(agent, [task], stop) == []
+
+
+# --- Outputs ------------------------------------------------------------------------------
+
+
+def test_output_files(tmp_path, capsys):
+    result = run(tmp_path, eval_interval=50)
+    directory = Path(result["run_dir"])
+    with open(directory / "eval.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["step", "episode", "return", "length", "seconds"]
+    expected = [(step, i) for step in (0, 50, 97) for i in range(3)]
+    assert [(int(row["step"]), int(row["episode"])) for row in rows] == expected
+    assert {row["length"] for row in rows} == {"7"}
+    lines = capsys.readouterr()
+    for step, mean in result["eval_returns"]:
+        recorded = [float(row["return"]) for row in rows if int(row["step"]) == step]
+        assert np.mean(recorded) == pytest.approx(mean)
+        assert f"step {step}: return {mean:.1f}" in lines.out
+    assert str(directory) in lines.out and "97/97" in lines.err
+
+    events = EventAccumulator(str(directory)).Reload()
+    tags = set(events.Tags()["scalars"])
+    losses = "qf_loss qf_values actor_loss flow_matching entropy alpha temperature ess"
+    assert tags >= {f"losses/{name}" for name in losses.split()}
+    assert tags >= {"eval/return", "eval/length", "charts/SPS"}
+    for name, steps in (("return", range(7, 98, 7)), ("length", range(7, 98, 7))):
+        assert [e.step for e in events.Scalars(f"charts/episodic_{name}")] == list(steps)
+    assert [e.step for e in events.Scalars("losses/qf_loss")] == [39, 52, 65, 78, 91]
+    assert "hyperparameters/text_summary" in events.Tags()["tensors"]
+
+
+def test_default_run_directory_is_cleanrls(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    directory = run(tmp_path, seed=7, run_dir="")["run_dir"]
+    head, exp, seed, stamp = directory.split("__")
+    assert (head, exp, seed) == (
+        "runs/Target-v0",
+        "fmer_continuous",
+        "7",
+    ) and stamp.isdigit()
+
+
+def test_the_trained_policy_can_be_loaded(tmp_path):
+    trained = run(tmp_path, eval_interval=97)["agent"]
+    saved = torch.load(tmp_path / "run" / "policy.pt", weights_only=True)
+    agent = fmer.Agent(*saved["dims"], fmer.Args(**saved["args"]))
+    agent.load_state_dict(saved["agent"])
+    assert same_parameters(agent, trained)
+
+
+def test_the_best_policy_is_kept_beside_the_last(tmp_path, monkeypatch):
+    """Evaluations earn 1, 3, 2, 3, 0, 1: the best is the fourth, as good as the second."""
+    earned, weights = [1.0, 3.0, 2.0, 3.0, 0.0, 1.0], []
+
+    def evaluate(agent, *rest):
+        weights.append(agent.velocity.net.hidden.weight.clone())
+        return [{"return": earned[len(weights) - 1], "length": 7}]
+
+    monkeypatch.setattr(fmer, "evaluate", evaluate)
+    run(tmp_path, eval_interval=20)
+    for name, number in (("policy_best.pt", 3), ("policy.pt", 5)):
+        policy = torch.load(tmp_path / "run" / name, weights_only=True)
+        assert torch.equal(policy["agent"]["velocity.net.hidden.weight"], weights[number])
+    assert not torch.equal(weights[3], weights[5])
+
+
+def test_videos_of_evaluation_episodes(tmp_path):
+    run(tmp_path, capture_video=True, eval_interval=97)
+    videos = list((tmp_path / "run" / "videos").glob("*/*.mp4"))
+    assert len(videos) == 2, "one of each evaluation"
+    assert all(video.stat().st_size > 500 for video in videos)
+
+
+def test_a_diverging_run_stops_when_it_logs_and_names_the_loss(tmp_path, monkeypatch):
+    """NaN in the critics after step 51: noticed at 52, and the checkpoint of 40 stays."""
+    agents, build = [], fmer.Agent.__init__
+
+    def watched(self, *args):
+        build(self, *args)
+        agents.append(self)
+
+    def poison():
+        torch.nn.init.constant_(agents[0].critic.q1.out.bias, torch.nan)
+
+    monkeypatch.setattr(fmer.Agent, "__init__", watched)
+    envs.at_step(monkeypatch, fmer, 51, poison)
+    with pytest.raises(SystemExit, match="error: losses/qf_loss is nan at step 52"):
+        run(tmp_path, checkpoint_interval=40)
+    saved = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert saved["progress"]["step"] == 40
+    assert all(value.isfinite().all() for value in saved["agent"].values())
+
+
+# --- Command line and refusals ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"num_candidates": 0}, "--num-candidates"),
+        ({"flow_steps": 0}, "--flow-steps"),
+        ({"gamma": 1.5}, "--gamma"),
+        ({"gamma": math.nan}, "--gamma"),
+        ({"tau": -0.1}, "--tau"),
+        ({"total_timesteps": 0}, "--total-timesteps"),
+        ({"learning_starts": 0}, "--learning-starts"),
+        ({"batch_size": -1}, "--batch-size"),
+        ({"actor_batch_size": 0}, "--actor-batch-size"),
+        ({"policy_frequency": 0}, "--policy-frequency"),
+        ({"policy_lr": 0.0}, "--policy-lr"),
+        ({"q_lr": math.inf}, "--q-lr"),
+        ({"temperature": 0.0}, "--temperature"),
+        ({"alpha": -0.1}, "--alpha"),
+        ({"ess_target": 1.01}, "--ess-target"),
+        ({"target_entropy_scale": 0.7}, "--target-entropy-scale"),
+        ({"eval_interval": -1}, "--eval-interval"),
+        ({"eval_episodes": 0}, "--eval-episodes"),
+        ({"seed": -1}, "--seed"),
+        ({"env_id": "NoSuchTask-v0"}, "NoSuchTask"),
+        ({"env_id": "no_such_module:Task-v0"}, "no_such_module"),
+        ({"env_id": "not an id"}, "not an id"),
+        ({"env_id": "Refused-discrete-v0"}, "Discrete(2)"),
+        ({"env_id": "Refused-matrix-v0"}, "(2, 3), float32)"),
+        ({"env_id": "Refused-integer-v0"}, "int32"),
+        ({"env_id": "Refused-degenerate-v0"}, "(2,), float32)"),
+        ({"env_id": "Refused-unbounded-v0"}, "inf"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*A Box action space m")  # what they are refused for
+def test_bad_input_is_refused_before_training(tmp_path, changes, complaint):
+    with pytest.raises(SystemExit) as refusal:
+        run(tmp_path, **changes)
+    message = str(refusal.value)
+    assert message.startswith("error: ") and complaint in message and "\n" not in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_bounds_themselves_are_allowed(fmer):
+    for changes in ({"gamma": 1.0, "tau": 1.0}, {"alpha": 0.0, "gamma": 0.0, "seed": 0}):
+        fmer.check(fmer.Args(**changes))
+    fmer.check(fmer.Args())
+
+
+def test_an_error_in_the_users_own_environment_is_not_hidden(tmp_path, monkeypatch):
+    monkeypatch.setattr(envs.Target, "__init__", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(tmp_path)
+
+
+def test_a_used_run_directory_is_refused(tmp_path):
+    run(tmp_path, eval_interval=97)
+    before = (tmp_path / "run" / "eval.csv").read_text()
+    with pytest.raises(SystemExit, match="error: .*run exists"):
+        run(tmp_path)
+    assert (tmp_path / "run" / "eval.csv").read_text() == before
+
+
+def test_the_command_line_trains_a_mujoco_task_and_refuses_bad_flags(tmp_path):
+    """One real process on Hopper-v4 at the default networks, and one refusal."""
+
+    def command(flags):
+        script = [sys.executable, str(ROOT / "fmer_continuous.py"), *shlex.split(flags)]
+        return subprocess.run(script, capture_output=True, text=True, cwd=tmp_path)
+
+    done = command(
+        "--total-timesteps 130 --learning-starts 100 --eval-episodes 2 --no-cuda"
+    )
+    assert done.returncode == 0, done.stderr
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("done: runs/Hopper-v4__fmer_continuous__1__")
+    assert "130/130" in done.stderr
+    refused = command("--gamma 1.5")
+    assert refused.returncode == 1 and refused.stdout == ""
+    assert refused.stderr.startswith("error: --gamma") and refused.stderr.count("\n") == 1
+
+
+def test_a_task_of_the_users_own_is_found_in_his_directory(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from envs import Target, gym\ngym.register('Mine-v0', lambda **_: Target())\n"
+    )
+    flags = "--env-id mine:Mine-v0 --no-cuda --total-timesteps 9 --eval-interval 0"
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "fmer_continuous.py"), *flags.split()],
+        env=os.environ | {"PYTHONPATH": str(ROOT / "tests")},
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "runs").glob("mine_Mine-v0__*/checkpoint.pt"))
+
+
+@pytest.mark.parametrize(
+    ("env_id", "bound"), [("HalfCheetah-v5", 1.0), ("Humanoid-v4", 0.4)]
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # v4
+def test_mujoco_action_boxes_are_rescaled(env_id, bound):
+    env = fmer.make_env(env_id)
+    assert (env.action_space.low == -1).all() and (env.action_space.high == 1).all()
+    assert (env.unwrapped.action_space.high == np.float32(bound)).all()
