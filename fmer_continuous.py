@@ -104,7 +104,7 @@ def check(args: Args) -> None:
         "seed eval_interval checkpoint_interval alpha": (0, math.inf),
         "q_lr policy_lr temperature": (1e-9, 1e9),
         "gamma tau": (0, 1),
-        "ess_target": (1 / args.num_candidates, 1),
+        "ess_target": (1 / max(1, args.num_candidates), 1),
         "target_entropy_scale": (-1e9, 0.69),  # log 2: the entropy of U(-1,1)
     }
     for flags, (low, high) in limits.items():
@@ -404,6 +404,7 @@ class Progress:
     episode: int = 0  # training episodes finished
     seconds: float = 0.0  # of the run so far
     actions: list = field(default_factory=list)  # of the current episode, to replay it
+    losses: dict = field(default_factory=dict)  # the latest of each
     eval_rows: str = ""  # of eval.csv
     eval_returns: dict = field(default_factory=dict)  # step: mean return
 
@@ -529,7 +530,6 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
         obs, *_ = env.step(np.array(action, np.float32))
     total = args.total_timesteps
     started = time.time() - progress.seconds
-    losses = {}
     bar = tqdm(total=total, initial=progress.step, smoothing=0, mininterval=1, miniters=1)
     with bar:  # closes it before an error is printed
         while True:  # Alg. 1, line 2
@@ -540,6 +540,8 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
                     run_evaluation(agent, eval_envs, progress, run_dir, writer, stop)
             if stop.is_set() or step >= total:
                 break
+            if args.checkpoint_interval and step % args.checkpoint_interval == 0:
+                save_checkpoint(run_dir, agent, buffer, progress)
             step += 1
             if step <= args.learning_starts:  # Alg. 1, line 3
                 action = (2 * torch.rand(action_dim, device=device) - 1).cpu().numpy()
@@ -547,7 +549,7 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
                 action = agent.act(obs[None])[0]
                 # Alg. 1, line 4: before the simulator, so that a GPU can learn meanwhile
                 with_actor = step % args.policy_frequency == 0
-                losses |= agent.update(buffer.sample(args.batch_size), with_actor)
+                progress.losses |= agent.update(buffer.sample(args.batch_size), with_actor)
 
             next_obs, reward, terminated, truncated, info = env.step(action)  # line 11
             buffer.add(obs, action, float(reward), next_obs, terminated)
@@ -562,10 +564,8 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
                 obs, _ = env.reset(seed=episode_seed(args.seed, progress.episode))
             if step % args.log_interval == 0:
                 log(writer, "charts/", {"SPS": step / (time.time() - started)}, step)
-                values = torch.stack([*losses.values()]).tolist() if losses else []
-                log(writer, "losses/", dict(zip(losses, values, strict=True)), step)
-            if args.checkpoint_interval and step % args.checkpoint_interval == 0:
-                save_checkpoint(run_dir, agent, buffer, progress)
+                losses = {name: value.item() for name, value in progress.losses.items()}
+                log(writer, "losses/", losses, step)
             bar.update()
             if step == args.learning_starts:  # slower from here: restart the estimate
                 bar.initial = step
