@@ -77,6 +77,15 @@ ablations() {
     ablate layer_norm --layer-norm
 }
 
+backup() {
+    local task
+    for task in HalfCheetah-$VERSION Hopper-$VERSION; do
+        change() { train "backup/$task/$1" 100000 "$sizes" fmer_continuous.py --env-id "$task" "${@:2}"; }
+        change best4
+        change Mtarget1 --num-target-candidates 1
+    done
+}
+
 probes() {
     local task=FrankaKitchen-v1-7 plain="--no-layer-norm --ess-target 0.3 --temperature 1"
     change() { train "$1" 60000 "$sizes" fmer_kitchen.py --num-tasks 7 "${@:2}"; }
@@ -107,6 +116,7 @@ suites() {
     cost mujoco 24 "1M steps at the defaults, the paper's MuJoCo tasks"
     cost kitchen 22 "1M steps at the defaults, the paper's kitchen"
     cost ablations 95 "30k steps on HalfCheetah, one change at a time"
+    cost backup 52 "100k steps on HalfCheetah and Hopper, the candidates of the backup"
     cost probes 85 "60k steps in the kitchen with 7 tasks, one change at a time"
     cost multigoal 0 "2-D task with four goals, table and pictures: 10 minutes a seed"
     cost speed 0 "training speed of this machine, table and picture: minutes"
@@ -147,7 +157,7 @@ fi
 dry=false
 [ "${1:-}" != --dry-run ] || { dry=true && shift; }
 for suite in "$@"; do
-    [[ " small mujoco kitchen ablations probes multigoal speed " = *" $suite "* ]] \
+    [[ " small mujoco kitchen ablations backup probes multigoal speed " = *" $suite "* ]] \
         || fail "no suite '$suite'"
 done
 [[ $STEPS =~ ^([1-9][0-9]*)?$ && $JOBS =~ ^[1-9][0-9]*$ ]] \
