@@ -122,15 +122,17 @@ def test_the_critic_regresses_on_the_target_of_eq_12(fmer):
 
 
 def test_the_target_asks_the_target_critics_about_m_prime_candidates_of_the_next_state(
-    fmer,
+    fmer, monkeypatch
 ):
     agent = new_agent(fmer, gamma=0.5)
     agent.target_critic = probe = Probe()
-    s, a, r, next_s, terminated = random_batch()
-    copied = copy.deepcopy(agent.critic)
+    (s, a, r, next_s, terminated), copied = random_batch(), copy.deepcopy(agent.critic)
+    calls = recorded(monkeypatch, fmer, "sample_path")
     losses = agent.update_critic(s, a, r, next_s, terminated)
-    assert probe.a.shape == (29, 2, D) and torch.equal(probe.s.squeeze(1), next_s)
-    assert len(probe.a.unique()) == 29 * 2 * D and (probe.a.abs() < 1).all()
+    (sampling,) = calls["sample_path"]
+    assert torch.equal(sampling["s"], next_s) and torch.equal(probe.s.squeeze(1), next_s)
+    assert probe.a.shape == (29, 2, D)
+    torch.testing.assert_close(probe.a, sampling["result"][-1].tanh())
     value = probe(next_s.unsqueeze(1), probe.a).min(0).values.max(1).values
     loss = (copied(s, a) - (r + 0.5 * value)).square().mean()
     torch.testing.assert_close(losses["qf_loss"], loss)
@@ -330,13 +332,25 @@ def test_the_entropy_target_is_per_action_dimension(fmer):
     assert new_agent(fmer, target_entropy_scale=-1.5).target_entropy == -1.5 * D
 
 
-def test_fixed_multipliers_stay_fixed(fmer):
-    agent = new_agent(
-        fmer, autotune=False, alpha=0.0, autotune_temperature=False, temperature=1
-    )
-    losses = agent.update_actor(random_batch()[0])
-    assert agent.log_alpha.exp() == 0 and agent.log_temperature == 0
+@pytest.mark.parametrize(
+    "fixed", [["log_alpha"], ["log_temperature"], ["log_alpha", "log_temperature"]]
+)
+def test_fixed_multipliers_stay_fixed(fmer, fixed):
+    flags = dict(autotune="log_alpha", autotune_temperature="log_temperature")
+    agent = new_agent(fmer, **{flag: name not in fixed for flag, name in flags.items()})
+    before = snapshot(agent)
+    agent.update_actor(random_batch()[0])
+    moved = {name for name in changed(before, agent) if name.startswith("log_")}
+    assert moved == set(flags.values()) - set(fixed)
     assert steps_taken(agent.policy_optimizer) == {1}
+
+
+def test_no_entropy_term_is_a_fixed_alpha_of_zero(fmer):
+    agent = new_agent(fmer, autotune=False, alpha=0.0)
+    for _ in range(2):
+        losses = agent.update_actor(random_batch()[0])
+    assert agent.log_alpha.exp() == losses["alpha"] == 0
+    assert losses["actor_loss"] == losses["flow_matching"]
     assert all(value.isfinite() for value in losses.values())
 
 
