@@ -41,9 +41,11 @@ def commands():
     ]
 
 
-@pytest.mark.parametrize("ablations", [False, True])
-def test_tables_are_the_output_of_their_command(ablations):
-    args = learning_curves.Args(results=ROOT / "results", ablations=ablations)
+@pytest.mark.parametrize(
+    "folder, ablations", [("results", False), ("results", True), ("results/backup", False)]
+)
+def test_tables_are_the_output_of_their_command(folder, ablations):
+    args = learning_curves.Args(results=ROOT / folder, ablations=ablations)
     curves = learning_curves.load(args)
     assert learning_curves.table(curves, with_paper=not ablations) in README
 
