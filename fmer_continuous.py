@@ -3,7 +3,7 @@
 The policy is an ODE from noise x_0 to a latent action x_1, and a = tanh x_1. It regresses
 on its own samples, weighted by advantage; an entropy term keeps it from collapsing.
 Algorithm 1 (v of parameters θ, twin critics of parameters φ, replay buffer D):
- 1  initialise θ (last layer zero: π starts as tanh N(0,I)), φ_1, φ_2, φ̄ ← φ, α, T, D
+ 1  initialise θ (last layer zero: π starts as tanh N(0,I)), φ_1, φ_2, α, T, D; φ̄ ← φ
  2  for each environment step
  3      a ← uniform in the box during warm-up, else Eq. (14)
  4      after warm-up: learner step (lines 5-10), launched before the simulator is stepped
@@ -15,8 +15,8 @@ Algorithm 1 (v of parameters θ, twin critics of parameters φ, replay buffer D)
 10          φ̄ ← (1−τ)φ̄ + τφ
 11      step the environment with a, store the transition
 
-The paper's: (1)-(7), (9)-(11), (14), with (2), (11) by a summary. Ours: (8), (12), (13) and
-the defaults. README.md has the equations, numbered by us, and what is known not to hold.
+The paper's: (1)-(7), (9)-(11), (14), but (2), (11) from a summary of it. Ours: (8), (12),
+(13), most defaults. README.md has the equations, numbered by us, and what does not hold.
 Shapes: B states of S numbers, actions of d numbers, N candidates for each state.
 """
 
@@ -79,8 +79,8 @@ class Args:
     num_target_candidates: int = 4  # M', the best of which is the backup, Eq. (12)
     # Policy
     policy_lr: float = 1e-3  # learning rate of the velocity field
-    policy_frequency: int = 2  # critic updates per policy update
-    actor_batch_size: int = 64  # states in a policy update, the first of the batch
+    policy_frequency: int = 2  # critic updates per policy update (CleanRL: 2 per 2)
+    actor_batch_size: int = 64  # the first states of a batch: N candidates for each
     flow_steps: int = 10  # K, Euler steps from noise to action, Eq. (2)
     num_candidates: int = 16  # N, candidates to be weighted, Eq. (4)
     num_act_candidates: int = 16  # M, the best of which acts, Eq. (14)
@@ -164,8 +164,8 @@ class ReplayBuffer:
 
 class MLP(nn.Module):
     """Two hidden SiLU layers, (…,in_dims[i]) for each input i -> (…,out_dim).
-    The first is one Linear on the concatenated inputs, in parts (each initialised by its
-    own width), so that a state is multiplied once and not once per candidate."""
+    The first acts on the concatenated inputs, but split, each part initialised by itself,
+    so that a state is multiplied once and not once per candidate."""
 
     def __init__(self, in_dims, hidden_dim, out_dim, layer_norm=False):
         super().__init__()
@@ -201,7 +201,7 @@ class VelocityField(nn.Module):
 
 
 class TwinQ(nn.Module):
-    """Q_1 and Q_2: s (…,S), a (…,d) -> (2,…). Callers take the smaller, Eq. (4)."""
+    """Q_1 and Q_2: s (…,S), a (…,d) -> (2,…). As a value the smaller is used."""
 
     def __init__(self, obs_dim, action_dim, hidden_dim, layer_norm=False):
         super().__init__()
@@ -214,7 +214,7 @@ class TwinQ(nn.Module):
 
 @torch.no_grad()
 def sample_path(velocity, s, x0, flow_steps):
-    """x_{k+1} = x_k + h·v_θ(s, x_k, kh), h = 1/K.  Eq. (2)
+    """x_{(k+1)h} = x_{kh} + h·v_θ(s, x_{kh}, kh), h = 1/K.  Eq. (2)
     s (B,S), x0 (B,N,d) -> (K+1,B,N,d), noise [0] to latent action [-1]; no gradient."""
     h = 1 / flow_steps
     path = [x0]
@@ -236,7 +236,7 @@ def best_of(critic, s, a):
 def candidate_weights(q, temperature):
     """A_i = Q_i − mean Q, w_i = exp(A_i/T) / Σ_m exp(A_m/T), ESS = 1/Σ_i w_i²
     Eqs. (4)-(6): q (B,N) -> weights (B,N), ess (B,) between 1 and N."""
-    advantage = q - q.mean(-1, keepdim=True)
+    advantage = q - q.mean(-1, keepdim=True)  # the mean cancels in the softmax
     weights = torch.softmax(advantage / temperature, -1)
     return weights, 1 / weights.square().sum(-1)
 
@@ -250,14 +250,14 @@ def flow_matching_loss(velocity, s, x0, x1, t, weights):
 
 
 def td_target(reward, terminated, next_value, gamma):
-    """y = r + γ·(1 − terminated)·V(s').  Eq. (12): reward, terminated, V, y (B,)"""
+    """y = r + γ·(1 − terminated)·V(s'), V by `best_of`.  Eq. (12), all (B,)."""
     return reward + gamma * (1 - terminated) * next_value
 
 
 def sampler_entropy(velocity, s, path, k):
-    """H = d·H_0 + Σ_k E[log|det(I + h·∂v/∂x)| + Σ_j (log sech² x'_j − log sech² x_j)]
+    """H = d·H_0 + Σ_k E[log|det(I + h·∂v/∂x)| + Σ_dims (log sech² x' − log sech² x)]
     Eq. (8): entropy (nats) of tanh x_1 if each Euler step x -> x' = x + h·v is one-to-one.
-    s (B,S), path (K+1,B,d), k (B,) uniform, the one step that a state lends -> scalar.
+    s (B,S), path (K+1,B,d), k (B,) -> scalar; each state gives one step k, uniform, for K.
     A semi-gradient: x_k is held fixed, so no step sees its effect on the later ones."""
     h = 1 / (len(path) - 1)
     batch_size, d = path.shape[1:]
@@ -271,12 +271,12 @@ def sampler_entropy(velocity, s, path, k):
     log_det = torch.linalg.slogdet(step_jacobian).logabsdet  # (B,)
     before = F.logsigmoid(2 * x) + F.logsigmoid(-2 * x)  # log ¼ sech² x, the ¼ cancels
     after = F.logsigmoid(2 * next_x) + F.logsigmoid(-2 * next_x)
-    return d * BASE_ENTROPY + (log_det + (after - before).sum(-1)).mean() / h  # K steps
+    return d * BASE_ENTROPY + (log_det + (after - before).sum(-1)).mean() / h  # Σ_k
 
 
 def ode_entropy(velocity, s, path, k, probe):
     """H = d·H_0 + ∫ E[∇·v − 2 tanh(x)·v] dt, ∇·v ≈ εᵀ(∂v/∂x)ε.  Eq. (9), the limit of (8)
-    for h → 0. Arguments as there, and probe (B,d) of ε = ±1 (Hutchinson) -> scalar."""
+    for h → 0. Arguments as in (8), and probe (B,d) of ε = ±1 (Hutchinson) -> scalar."""
     h = 1 / (len(path) - 1)
     batch_size, d = path.shape[1:]
     x = path[k, torch.arange(batch_size, device=s.device)].detach().requires_grad_()
@@ -324,7 +324,7 @@ class Agent(nn.Module):
             losses |= self.update_actor(batch[0][: self.args.actor_batch_size])
         target = list(self.target_critic.parameters())
         online = [parameter.detach() for parameter in self.critic.parameters()]
-        torch._foreach_lerp_(target, online, self.args.tau)  # line 10, as φ̄ + τ(φ − φ̄)
+        torch._foreach_lerp_(target, online, self.args.tau)  # line 10, in one call
         return losses
 
     def update_critic(self, s, a, r, next_s, terminated) -> dict:
@@ -333,7 +333,7 @@ class Agent(nn.Module):
         _, next_value = best_of(self.target_critic, next_s, next_a)
         y = td_target(r, terminated, next_value, self.args.gamma)  # (B,)
         q = self.critic(s, a)  # (2,B)
-        q_loss = (q - y).square().mean(1).sum()  # logged per twin, as CleanRL does
+        q_loss = (q - y).square().mean(1).sum()  # Eq. (13); the log has half, per twin
         self.q_optimizer.zero_grad()
         q_loss.backward()
         self.q_optimizer.step()
@@ -351,10 +351,10 @@ class Agent(nn.Module):
         weights, ess = candidate_weights(q, temperature)  # Eqs. (4)-(6)
         ess_share = ess.mean() / args.num_candidates
 
-        x0 = torch.randn_like(x1)  # independent of x1, unlike the noise that led to it
-        t = torch.rand_like(x1[..., :1])
+        x0 = torch.randn_like(x1)  # not the noise that led to x1: independent of it
+        t = torch.rand_like(x1[..., :1])  # (B,N,1)
         flow_matching = flow_matching_loss(self.velocity, s, x0, x1, t, weights)  # Eq. (7)
-        k = torch.randint(args.flow_steps, (len(s),), device=s.device)
+        k = torch.randint(args.flow_steps, (len(s),), device=s.device)  # of candidate 0
         if args.exact_entropy:
             entropy = sampler_entropy(self.velocity, s, path[:, :, 0], k)  # Eq. (8)
         else:
@@ -383,7 +383,7 @@ def evaluate(agent: Agent, envs: list[gym.Env], stop=None) -> list[dict]:
     Acts by Eq. (14) as well, on seeds and noise of its own: training is not affected."""
     generator = torch.Generator(agent.log_alpha.device).manual_seed(EVAL_SEED)
     obs = [env.reset(seed=EVAL_SEED + i)[0] for i, env in enumerate(envs)]
-    metrics = [{} for _ in envs]
+    metrics = [{} for _ in envs]  # empty: still running
     while not all(metrics):
         if stop and stop.is_set():
             return []
@@ -515,7 +515,7 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
         camera = make_env(task, render_mode="rgb_array")
         folder = f"{run_dir}/videos/from_step_{progress.step}"
         eval_envs[0] = gym.wrappers.RecordVideo(camera, folder, lambda episode: True)
-    writer = SummaryWriter(run_dir, purge_step=progress.step + 1)  # drops points after it
+    writer = SummaryWriter(run_dir, purge_step=progress.step + 1)  # drops later points
     rows = "".join(f"\n|{flag}|{value}|" for flag, value in asdict(args).items())
     writer.add_text("hyperparameters", "|flag|value|\n|-|-|" + rows)
     save_file(run_dir / "args.json", json.dumps(asdict(args), indent=2))
