@@ -118,6 +118,17 @@ def test_the_summed_first_layer_is_one_layer_on_all_inputs(fmer):
     torch.testing.assert_close(parts(s, a), joint(torch.cat([s, a], 1)))
 
 
+def test_a_nonlinearity_stands_between_any_two_layers(fmer):
+    """Else a change of basis between them would change nothing."""
+    mlp, x = fmer.MLP([S], 17, D), torch.randn(B, S)
+    for layer, following in ((mlp.inputs[0], mlp.hidden), (mlp.hidden, mlp.out)):
+        before, basis = mlp(x), torch.randn(17, 17)
+        layer.weight.data = basis @ layer.weight
+        layer.bias.data = basis @ layer.bias
+        following.weight.data = following.weight @ basis.inverse()
+        assert (mlp(x) - before).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("twin", ["q1", "q2"])
 def test_layer_norm_makes_a_critic_blind_to_the_scale_of_its_layers(fmer, twin):
     s, a = torch.randn(B, S), torch.randn(B, D)
