@@ -206,6 +206,16 @@ def test_an_update_gives_the_actor_the_first_states_of_the_batch(fmer, monkeypat
     assert torch.equal(matching["s"], batch[0][:23])
 
 
+def test_the_actor_asks_the_critics_as_just_updated(fmer, monkeypatch):
+    """Algorithm 1's line 5 comes before line 7."""
+    agent = new_agent(fmer)
+    calls = recorded(monkeypatch, fmer, "flow_matching_loss", "candidate_weights")
+    agent.update(random_batch(), with_actor=True)
+    (matching,), (weighing,) = calls["flow_matching_loss"], calls["candidate_weights"]
+    q = agent.critic(matching["s"].unsqueeze(1), matching["x1"].tanh()).amin(0)
+    torch.testing.assert_close(weighing["q"], q)
+
+
 @pytest.mark.parametrize("exact", [True, False])
 def test_noise_times_steps_and_probes_are_independent_and_cover_their_range(
     fmer, monkeypatch, exact
