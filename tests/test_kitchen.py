@@ -98,7 +98,7 @@ def test_the_command_line_names_the_seven_tasks_and_refuses_others():
 
 def test_a_short_run_trains_on_the_kitchen(tmp_path):
     length = dict(
-        total_timesteps=311, learning_starts=283, eval_interval=311, eval_episodes=2
+        total_timesteps=311, learning_starts=283, eval_interval=311, eval_episodes=1
     )
     settings = SMALL | length | dict(run_dir=str(tmp_path / "run"))
     result = fmer.main(fmer.Args(**settings, tasks=["kettle", "microwave"]))
@@ -110,7 +110,7 @@ def test_a_short_run_trains_on_the_kitchen(tmp_path):
         rows = list(csv.DictReader(file))
     names = ["return", "length", "tasks_completed", "success_rate"]
     names += [f"task/{task}" for task in fmer.TASKS]
-    assert list(rows[0]) == ["step", "episode", *names, "seconds"] and len(rows) == 4
+    assert list(rows[0]) == ["step", "episode", *names, "seconds"] and len(rows) == 2
     events = EventAccumulator(str(tmp_path / "run")).Reload()
     tags = set(events.Tags()["scalars"])
     assert tags >= {f"eval/{name}" for name in names}

@@ -34,7 +34,7 @@ RUNS = {
         total_timesteps=311,
         learning_starts=271,
         eval_interval=295,
-        eval_episodes=2,
+        eval_episodes=1,
         checkpoint_interval=290,
     ),
 }
@@ -42,8 +42,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*share an object")  # the kitch
 
 
 def run(fmer, directory, stop=None, **changes):
-    if changes.get("resume"):  # TensorBoard sorts the files of a run by the second
-        time.sleep(1 - time.time() % 1)
+    events = sorted(directory.glob("events.*"))  # TensorBoard sorts them by their second
+    while events and f".{int(time.time())}." in events[-1].name:
+        time.sleep(0.05)
     settings = SMALL | RUNS[fmer] | dict(run_dir=str(directory)) | changes
     return fmer.main(fmer.Args(**settings), stop)
 
@@ -301,10 +302,6 @@ def test_sigterm_stops_after_a_step_and_the_printed_command_goes_on(tmp_path):
     assert process.returncode == 0 and out.splitlines()[-1] == f"done: {directory}", err
     assert saved(directory)["progress"]["step"] == step + 7
     assert json.loads((directory / "args.json").read_text())["hidden_dim"] == 19
-    process = command(*flags, "--gamma", "0.5", cwd=tmp_path)
-    err = process.communicate(timeout=120)[1]
-    assert process.returncode == 1 and "Traceback" not in err
-    assert err.splitlines()[-1].startswith("error: ") and "--gamma" in err.splitlines()[-1]
 
 
 def test_what_is_no_run_is_refused_in_one_line(tmp_path):
@@ -317,7 +314,6 @@ def test_what_is_no_run_is_refused_in_one_line(tmp_path):
         assert err.count("\n") == 1
 
     refused(None)
-    refused("no json")
     refused('{"tasks": ["kettle"], "gamma": 0.9}')  # the other script's
 
 
