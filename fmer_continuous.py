@@ -491,7 +491,8 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
     Returns eval_returns [(step, mean return)], run_dir, agent and buffer."""
     check(args)
     stop = stop or threading.Event()
-    device = "cuda" if args.cuda and torch.cuda.is_available() else "cpu"
+    args.cuda = args.cuda and torch.cuda.is_available()  # a resumed run keeps its device
+    device = "cuda" if args.cuda else "cpu"
     torch.set_num_threads(args.num_threads)
     torch.use_deterministic_algorithms(args.torch_deterministic, warn_only=True)
     torch.manual_seed(args.seed)
@@ -524,7 +525,6 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
     print(f"sizes   hidden {args.hidden_dim}, batch {args.batch_size}")
     print(f"run     {run_dir}")
     print(f"stop    Ctrl-C; then: python {sys.argv[0]} --run-dir {run_dir} --resume")
-
     obs, _ = env.reset(seed=episode_seed(args.seed, progress.episode))
     for action in progress.actions:  # resumed in mid-episode: replay it
         obs, *_ = env.step(np.array(action, np.float32))

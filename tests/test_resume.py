@@ -226,12 +226,25 @@ def test_other_mathematics_is_refused_by_name(tmp_path, change):
     assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
 
 
+def test_a_run_keeps_its_device(tmp_path, monkeypatch):
+    """A run made without a GPU says so; one made on a GPU is not continued without."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    run(fmer_continuous, tmp_path / "run", total_timesteps=5, cuda=True)
+    checkpoint = saved(tmp_path / "run")
+    assert checkpoint["args"]["cuda"] is False
+    assert json.loads((tmp_path / "run" / "args.json").read_text())["cuda"] is False
+    checkpoint["args"]["cuda"] = True
+    torch.save(checkpoint, tmp_path / "run" / "checkpoint.pt")
+    with pytest.raises(SystemExit, match="^error: .*--cuda True"):
+        run(fmer_continuous, tmp_path / "run", resume=True, cuda=True)
+
+
 def test_every_flag_but_those_that_may_change_is_compared(fmer):
     """By a list of exceptions, so that a new flag is compared unless it is put there."""
     names = set(fmer.Args.__dataclass_fields__)
     harmless = "total_timesteps run_dir resume exp_name capture_video eval_interval "
     harmless += "eval_episodes log_interval checkpoint_interval num_threads "
-    harmless += "torch_deterministic cuda"
+    harmless += "torch_deterministic"
     assert set(fmer.MAY_CHANGE) <= names & set(harmless.split())
 
 
