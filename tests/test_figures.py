@@ -1,5 +1,7 @@
 """The tables and pictures of figures/; those of multigoal.py have tests of their own."""
 
+import csv
+
 import gymnasium as gym
 import matplotlib.image
 import numpy as np
@@ -232,6 +234,17 @@ def test_random_actions_go_through_the_evaluation_of_policies(
     curves = lc.load(lc.Args(results=tmp_path))
     steps, scores = curves["FrankaKitchen-v1-4"]["random"]
     assert list(steps) == [0] and scores.tolist() == [[50], [50]]
+
+
+@pytest.mark.filterwarnings("ignore:.*share an object")  # goals, which are unused
+def test_random_actions_in_the_real_kitchen(tmp_path, capsys):
+    kitchen_random.main(kitchen_random.Args(seeds=1, eval_episodes=1, out=tmp_path))
+    for number in (1, 4, 7):
+        path = tmp_path / f"FrankaKitchen-v1-{number}" / "random" / "seed_1.csv"
+        with open(path) as file:
+            (row,) = csv.DictReader(file)
+        assert row["length"] == "280" and 0 <= float(row["success_rate"]) <= 1
+    assert capsys.readouterr().out.count("\n") == 2 + 3
 
 
 def test_random_actions_are_uniform_and_differ_between_seeds():
