@@ -14,8 +14,10 @@ import signal
 import sys
 import threading
 import time
+import zipfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
 import gymnasium as gym
@@ -24,6 +26,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 import tyro
+from filelock import FileLock
 from torch.optim import Adam
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -33,30 +36,26 @@ TASKS = ["microwave", "kettle", "bottom burner", "light switch"]  # the first; t
 TASKS += ["slide cabinet", "hinge cabinet", "top burner"]  # or all seven: see num_tasks
 EVAL_SEED = 2**31  # evaluation's seeds start here, training's stay below
 OPTIMIZERS = ["policy_optimizer", "q_optimizer", "dual_optimizer"]
-MAY_CHANGE = {"total_timesteps", "run_dir", "resume", "exp_name", "capture_video"}
-MAY_CHANGE |= {"eval_interval", "eval_episodes", "log_interval", "checkpoint_interval"}
-MAY_CHANGE |= {"num_threads", "torch_deterministic"}  # flags that a resumed run may change
+MAY_CHANGE = {"total_timesteps", "run_dir", "resume", "checkpoint_minutes", "num_threads"}
 
 
 @dataclass
 class Args:
     """Train FMER on FrankaKitchen-v1."""
 
-    tasks: list[Literal[*TASKS]] = field(default_factory=list)  # empty: the num_tasks first
-    num_tasks: Literal[1, 4, 7] = 7  # microwave, D4RL's mixed set, or all: our reading
+    tasks: list[Literal[*TASKS]] = field(default_factory=list)  # or num_tasks: the first
+    num_tasks: Literal[1, 4, 7] | None = None  # microwave; D4RL's mixed set; all: default
     seed: int = 1  # of networks, noise, replay and environments
     total_timesteps: int = 1_000_000  # environment steps
     cuda: bool = True  # use a GPU if there is one
     run_dir: str = ""  # empty: runs/<task>__<exp_name>__<seed>__<time>
     resume: bool = False  # continue the run in run_dir, with its own flags
     exp_name: str = "fmer_kitchen"  # part of the run directory's name
-    capture_video: bool = False  # film each evaluation's first episode
     eval_interval: int = 10_000  # steps between evaluations; 0: none
     eval_episodes: int = 10  # in each evaluation, on fixed seeds
     log_interval: int = 1_000  # steps between the points of a curve
-    checkpoint_interval: int = 100_000  # steps between checkpoints; 0: only at the end
+    checkpoint_minutes: float = 5.0  # between checkpoints: what a crash can cost
     num_threads: int = 1  # CPU threads; more of them rarely help, and can stall
-    torch_deterministic: bool = True  # reproducible operations
     # Replay and critics
     learning_starts: int = 5_000  # random actions before learning
     buffer_size: int = 1_000_000  # transitions kept for replay
@@ -67,7 +66,7 @@ class Args:
     hidden_dim: int = 256  # width of the two hidden layers of a network
     layer_norm: bool = True  # in the critics, against overestimation
     num_target_candidates: int = 1  # M', the best of which is the backup, Eq. (12)
-    # Policy
+    # Policy and its entropy
     policy_lr: float = 1e-3  # learning rate of the velocity field
     policy_frequency: int = 2  # critic updates per policy update (CleanRL: 2 per 2)
     actor_batch_size: int = 64  # the first states of a batch: N candidates for each
@@ -77,7 +76,6 @@ class Args:
     temperature: float = 0.01  # T of Eq. (5); its first value if tuned
     autotune_temperature: bool = True  # hold ESS/N at ess_target, Eq. (6)
     ess_target: float = 0.6  # ρ, effective share of the candidates, Eq. (6)
-    # Entropy
     alpha: float = 0.1  # α of Eq. (10); its first value if tuned
     autotune: bool = True  # hold the entropy at its target by α, Eq. (11)
     target_entropy_scale: float = 0.0  # H̄ per action dimension, nats, Eq. (11)
@@ -86,15 +84,15 @@ class Args:
 
 def check(args: Args) -> None:
     """Raise SystemExit with one line if a flag is out of its known limits."""
-    counts = "total_timesteps eval_episodes log_interval num_threads learning_starts "
-    counts += "buffer_size batch_size actor_batch_size hidden_dim policy_frequency "
-    counts += "flow_steps num_candidates num_act_candidates num_target_candidates"
     limits = {
-        counts: (1, math.inf),
-        "seed eval_interval checkpoint_interval alpha": (0, math.inf),
-        "q_lr policy_lr temperature": (1e-9, 1e9),
-        "gamma tau": (0, 1),
-        "ess_target": (1 / max(1, args.num_candidates), 1),
+        "total_timesteps learning_starts buffer_size log_interval": (1, math.inf),
+        "batch_size actor_batch_size hidden_dim flow_steps policy_frequency": (1, 2**14),
+        "num_act_candidates num_target_candidates eval_episodes": (1, 2**14),
+        "num_candidates": (2, 2**14),
+        "num_threads": (1, os.cpu_count()),
+        "seed eval_interval checkpoint_minutes alpha": (0, 1e9),
+        "q_lr policy_lr temperature": (1e-6, 1e6),
+        "gamma tau ess_target": (0, 1),
         "target_entropy_scale": (-1e9, 0.69),  # log 2: the entropy of U(-1,1)
     }
     for flags, (low, high) in limits.items():
@@ -102,6 +100,15 @@ def check(args: Args) -> None:
             if not low <= getattr(args, flag) <= high:
                 name = "--" + flag.replace("_", "-")
                 raise SystemExit(f"error: {name} must lie between {low} and {high}")
+    if args.autotune_temperature and args.ess_target * args.num_candidates < 1:
+        raise SystemExit("error: --ess-target must be at least 1/N, --num-candidates N")
+
+
+def chosen_tasks(args: Args) -> list[str]:
+    """Those named, or the num_tasks first. SystemExit if both are given."""
+    if args.tasks and args.num_tasks:
+        raise SystemExit("error: --tasks goes without --num-tasks")
+    return list(dict.fromkeys(args.tasks or TASKS[: args.num_tasks]))
 
 
 def make_env(task: list[str], **options) -> gym.Env:
@@ -126,6 +133,16 @@ def episode_seed(seed: int, episode: int) -> int:
     return (seed + 1_000_003 * episode) % EVAL_SEED
 
 
+def require_finite(name: str, value) -> None:
+    """SystemExit with the name of what is not finite, also in nested dicts."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            require_finite(f"{name} {key}", part)
+    elif isinstance(value, float | np.ndarray | torch.Tensor):
+        if not torch.as_tensor(value).float().isfinite().all():
+            raise SystemExit(f"error: {name} is not finite")
+
+
 class ReplayBuffer:
     """The last `capacity` transitions, each a row (s, a, r, s', terminated)."""
 
@@ -138,6 +155,8 @@ class ReplayBuffer:
         return min(self.num_added, len(self.rows))
 
     def add(self, s, a, r, next_s, terminated) -> None:
+        new = {"observation": s, "action": a, "reward": r, "next observation": next_s}
+        require_finite(f"step {self.num_added + 1}:", new)
         row = np.concatenate([s, a, [r], next_s, [terminated]], dtype=np.float32)
         self.rows[self.num_added % len(self.rows)] = torch.from_numpy(row)
         self.num_added += 1
@@ -150,9 +169,7 @@ class ReplayBuffer:
 
 
 class MLP(nn.Module):
-    """Two hidden SiLU layers, (…,in_dims[i]) for each input i -> (…,out_dim).
-    The first acts on the concatenated inputs, but split, each part initialised by itself,
-    so that a state is multiplied once and not once per candidate."""
+    """Two hidden SiLU layers. Each input has its own matrix: a state is multiplied once."""
 
     def __init__(self, in_dims, hidden_dim, out_dim, layer_norm=False):
         super().__init__()
@@ -284,11 +301,11 @@ class Agent(nn.Module):
         self.velocity = VelocityField(obs_dim, action_dim, args.hidden_dim)
         self.critic = TwinQ(obs_dim, action_dim, args.hidden_dim, args.layer_norm)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
-        self.log_alpha = nn.Parameter(torch.tensor(args.alpha).log())
+        self.log_alpha = nn.Parameter(torch.tensor(args.alpha).log().clamp(-200))  # not −∞
         self.log_temperature = nn.Parameter(torch.tensor(args.temperature).log())
-        duals = [self.log_alpha, self.log_temperature]
         self.policy_optimizer = Adam(self.velocity.parameters(), args.policy_lr, fused=True)
         self.q_optimizer = Adam(self.critic.parameters(), args.q_lr, fused=True)
+        duals = [self.log_alpha, self.log_temperature]
         self.dual_optimizer = Adam(duals, args.q_lr, fused=True)
 
     def sample(self, s, num_samples, generator=None):
@@ -337,7 +354,6 @@ class Agent(nn.Module):
             q = self.critic(s.unsqueeze(1), x1.tanh()).amin(0)  # (B,N), Eq. (4)
         weights, ess = candidate_weights(q, temperature)  # Eqs. (4)-(6)
         ess_share = ess.mean() / args.num_candidates
-
         x0 = torch.randn_like(x1)  # not the noise that led to x1: independent of it
         t = torch.rand_like(x1[..., :1])  # (B,N,1)
         flow_matching = flow_matching_loss(self.velocity, s, x0, x1, t, weights)  # Eq. (7)
@@ -351,7 +367,6 @@ class Agent(nn.Module):
         self.policy_optimizer.zero_grad()
         actor_loss.backward()
         self.policy_optimizer.step()
-
         entropy = entropy.detach()
         self.dual_optimizer.zero_grad()
         if args.autotune:  # Eq. (11)
@@ -359,10 +374,11 @@ class Agent(nn.Module):
         if args.autotune_temperature:  # Eq. (6)
             (self.log_temperature * (ess_share - args.ess_target)).backward()
         self.dual_optimizer.step()
-        losses = {"actor_loss": actor_loss, "flow_matching": flow_matching}
-        losses |= {"ess": ess_share, "entropy": entropy}
-        losses |= {"alpha": alpha, "temperature": temperature}
-        return {name: value.detach() for name, value in losses.items()}
+        self.log_alpha.data.clamp_(max=14)  # α < 1.3e6
+        self.log_temperature.data.clamp_(-14, 14)  # T > 8e-7: no 0/0 in Eq. (5)
+        losses = {"actor_loss": actor_loss.detach(), "entropy": entropy, "ess": ess_share}
+        losses |= {"flow_matching": flow_matching.detach()}
+        return losses | {"alpha": alpha, "temperature": temperature}
 
 
 def evaluate(agent: Agent, envs: list[gym.Env], stop=None) -> list[dict]:
@@ -371,33 +387,19 @@ def evaluate(agent: Agent, envs: list[gym.Env], stop=None) -> list[dict]:
     generator = torch.Generator(agent.log_alpha.device).manual_seed(EVAL_SEED)
     obs = [env.reset(seed=EVAL_SEED + i)[0] for i, env in enumerate(envs)]
     metrics = [{} for _ in envs]  # empty: still running
-    while not all(metrics):
-        if stop and stop.is_set():
-            return []
+    while not all(metrics) and not (stop and stop.is_set()):
         actions = agent.act(np.stack(obs), generator)
         for i, env in enumerate(envs):
             if not metrics[i]:
                 obs[i], _, terminated, truncated, info = env.step(actions[i])
                 if terminated or truncated:
                     metrics[i] = episode_metrics(info)
-    return metrics
-
-
-@dataclass
-class Progress:
-    """What a checkpoint holds beside agent, optimizers, buffer and generators."""
-
-    step: int = 0  # environment steps taken
-    episode: int = 0  # training episodes finished
-    seconds: float = 0.0  # of the run so far
-    actions: list = field(default_factory=list)  # of the current episode, to replay it
-    losses: dict = field(default_factory=dict)  # the latest of each
-    eval_rows: str = ""  # of eval.csv
-    eval_returns: dict = field(default_factory=dict)  # step: mean return
+    return metrics if all(metrics) else []
 
 
 def save_file(path: Path, content: dict | str) -> None:
     """Write all of it, or raise SystemExit and leave what was there before."""
+    require_finite(f"{path} stays as it was:", content)
     temporary = path.with_name(path.name + ".tmp")
     try:
         if isinstance(content, str):
@@ -411,33 +413,33 @@ def save_file(path: Path, content: dict | str) -> None:
 
 def save_checkpoint(run_dir: Path, agent, buffer, progress) -> None:
     """All that a resumed run needs to go on as if it had not stopped."""
-    content = {name: getattr(agent, name).state_dict() for name in OPTIMIZERS}
-    content |= {"args": asdict(agent.args), "agent": agent.state_dict()}
+    content = {"args": asdict(agent.args), "agent": agent.state_dict()}
+    content |= {name: getattr(agent, name).state_dict() for name in OPTIMIZERS}
     content["rows"] = buffer.rows[: len(buffer)].clone()  # a view would save all rows
-    content["progress"] = asdict(progress)
-    content["noise"] = torch.get_rng_state()
-    content["cuda_noise"] = torch.cuda.get_rng_state_all()
+    content["progress"] = vars(progress)
+    content["noise"] = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
     save_file(run_dir / "checkpoint.pt", content)
 
 
-def load_checkpoint(run_dir: Path, agent, buffer) -> Progress:
+def load_checkpoint(run_dir: Path, agent, buffer) -> SimpleNamespace:
     """Restore in place. SystemExit if it is missing, damaged or of other flags."""
     try:
+        with zipfile.ZipFile(run_dir / "checkpoint.pt") as file:
+            assert not file.testzip(), "damaged"  # torch does not look at checksums
         saved = torch.load(run_dir / "checkpoint.pt", map_location="cpu", weights_only=True)
-        flags = asdict(Args(**saved["args"]))
+        for flag, value in asdict(Args(**saved["args"])).items():
+            if flag not in MAY_CHANGE and getattr(agent.args, flag) != value:
+                flag = flag.replace("_", "-")
+                raise ValueError(f"it was started with --{flag} {value}")
+        agent.load_state_dict(saved["agent"])
+        for name in OPTIMIZERS:
+            getattr(agent, name).load_state_dict(saved[name])
+        torch.set_rng_state(saved["noise"][0])
+        torch.cuda.set_rng_state_all(saved["noise"][1:])
+        progress = SimpleNamespace(**saved["progress"])
+        buffer.rows[: len(saved["rows"])] = saved["rows"]
     except Exception as error:
-        raise SystemExit(f"error: cannot resume {run_dir}: {error!r:.200}") from None
-    for flag, value in flags.items():
-        if flag not in MAY_CHANGE and getattr(agent.args, flag) != value:
-            flag = flag.replace("_", "-")
-            raise SystemExit(f"error: {run_dir} was started with --{flag} {value}")
-    agent.load_state_dict(saved["agent"])
-    for name in OPTIMIZERS:
-        getattr(agent, name).load_state_dict(saved[name])
-    torch.set_rng_state(saved["noise"])
-    torch.cuda.set_rng_state_all(saved["cuda_noise"])
-    progress = Progress(**saved["progress"])
-    buffer.rows[: len(saved["rows"])] = saved["rows"]
+        raise SystemExit(f"error: cannot resume {run_dir}: {error!r:.150}") from None
     buffer.num_added = progress.step  # a transition in each step
     return progress
 
@@ -459,8 +461,6 @@ def run_evaluation(agent, envs, progress, run_dir, writer, stop) -> None:
     best = max(progress.eval_returns.values())
     policy = {"args": asdict(agent.args), "dims": agent.dims, "agent": agent.state_dict()}
     save_file(run_dir / "policy.pt", policy)
-    if means["return"] == best:
-        save_file(run_dir / "policy_best.pt", policy)
     tqdm.write(f"step {step:,}: return {means['return']:.1f}, best {best:.1f}")
 
 
@@ -468,27 +468,24 @@ def log(writer: SummaryWriter, prefix: str, values: dict, step: int) -> None:
     """To TensorBoard. SystemExit with the name of a value that is not finite."""
     for name, value in values.items():
         writer.add_scalar(prefix + name, value, step)
-        if not math.isfinite(value):
-            writer.flush()
-            raise SystemExit(f"error: {prefix}{name} is {value} at step {step}")
+    require_finite(f"step {step}: {prefix}", values)
 
 
 def main(args: Args, stop: threading.Event | None = None) -> dict:
-    """Algorithm 1. Once `stop` is set, the step in progress is the last.
-    Returns eval_returns [(step, mean return)], run_dir, agent and buffer."""
+    """Algorithm 1, until `stop` is set. Returns eval_returns, run_dir, agent, buffer."""
     check(args)
     stop = stop or threading.Event()
     args.cuda = args.cuda and torch.cuda.is_available()  # a resumed run keeps its device
     device = "cuda" if args.cuda else "cpu"
     torch.set_num_threads(args.num_threads)
-    torch.use_deterministic_algorithms(args.torch_deterministic, warn_only=True)
+    torch.use_deterministic_algorithms(True, warn_only=True)
     torch.manual_seed(args.seed)
-    task = list(dict.fromkeys(args.tasks or TASKS[: args.num_tasks]))
+    task = chosen_tasks(args)
     label = "FrankaKitchen-v1-" + ("+".join(args.tasks).replace(" ", "-") or str(len(task)))
     name = f"{label}__{args.exp_name}__{args.seed}__{int(time.time())}"
     run_dir = Path(args.run_dir or f"runs/{name}")
-    if run_dir.exists() and not args.resume:
-        raise SystemExit(f"error: {run_dir} exists: choose another, or --resume")
+    if run_dir.exists() != args.resume:
+        raise SystemExit(f"error: {run_dir} must exist with --resume, and not without")
     try:
         env = make_env(task)
     except (gym.error.Error, ModuleNotFoundError) as error:
@@ -498,27 +495,32 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
     action_dim = env.action_space.shape[0]
     buffer = ReplayBuffer(args.buffer_size, obs_dim, action_dim, device)
     agent = Agent(obs_dim, action_dim, args).to(device)  # Alg. 1, line 1
-    progress = load_checkpoint(run_dir, agent, buffer) if args.resume else Progress()
-    if args.capture_video:
-        camera = make_env(task, render_mode="rgb_array")
-        folder = f"{run_dir}/videos/from_step_{progress.step}"
-        eval_envs[0] = gym.wrappers.RecordVideo(camera, folder, lambda episode: True)
+    progress = SimpleNamespace(  # actions: of the current episode; losses: the latest
+        step=0, episode=0, seconds=0.0, actions=[], losses={}, eval_rows="", eval_returns={}
+    )
+    if args.resume:
+        progress = load_checkpoint(run_dir, agent, buffer)
+    obs, _ = env.reset(seed=episode_seed(args.seed, progress.episode))
+    for action in progress.actions:  # resumed in mid-episode: replay it
+        obs, *_ = env.step(np.array(action, np.float32))
+    lock = FileLock(run_dir / "lock")  # ends with its process; makes the directory
+    try:
+        lock.acquire(timeout=0)
+    except OSError as error:
+        raise SystemExit(f"error: cannot use {run_dir}, perhaps in use: {error}") from None
     writer = SummaryWriter(run_dir, purge_step=progress.step + 1)  # drops later points
     rows = "".join(f"\n|{flag}|{value}|" for flag, value in asdict(args).items())
     writer.add_text("hyperparameters", "|flag|value|\n|-|-|" + rows)
     save_file(run_dir / "args.json", json.dumps(asdict(args), indent=2))
     print(f"task    {label}: {obs_dim} observations, {action_dim} actions")
     print(f"device  {device}, CPU threads: {args.num_threads}")
-    print(f"sizes   hidden {args.hidden_dim}, batch {args.batch_size}")
-    print(f"run     {run_dir}")
+    print(f"sizes   hidden {args.hidden_dim}, batch {args.batch_size}\nrun     {run_dir}")
     print(f"stop    Ctrl-C; then: python {sys.argv[0]} --run-dir {run_dir} --resume")
-    obs, _ = env.reset(seed=episode_seed(args.seed, progress.episode))
-    for action in progress.actions:  # resumed in mid-episode: replay it
-        obs, *_ = env.step(np.array(action, np.float32))
     total = args.total_timesteps
     started = time.time() - progress.seconds
     bar = tqdm(total=total, initial=progress.step, smoothing=0, mininterval=1, miniters=1)
-    with bar:  # closes it before an error is printed
+    saved = time.time()
+    try:
         while True:  # Alg. 1, line 2
             step = progress.step
             progress.seconds = time.time() - started
@@ -527,19 +529,18 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
                     run_evaluation(agent, eval_envs, progress, run_dir, writer, stop)
             if stop.is_set() or step >= total:
                 break
-            if args.checkpoint_interval and step % args.checkpoint_interval == 0:
+            if time.time() - saved >= 60 * args.checkpoint_minutes:
                 save_checkpoint(run_dir, agent, buffer, progress)
+                saved = time.time()
             step += 1
             if step <= args.learning_starts:  # Alg. 1, line 3
                 action = (2 * torch.rand(action_dim, device=device) - 1).cpu().numpy()
             else:
                 action = agent.act(obs[None])[0]
-                # Alg. 1, line 4: before the simulator, so that a GPU can learn meanwhile
-                with_actor = step % args.policy_frequency == 0
+                with_actor = step % args.policy_frequency == 0  # line 4, ahead of line 11
                 progress.losses |= agent.update(buffer.sample(args.batch_size), with_actor)
-
             next_obs, reward, terminated, truncated, info = env.step(action)  # line 11
-            buffer.add(obs, action, float(reward), next_obs, terminated)
+            buffer.add(obs, action, reward, next_obs, terminated)
             obs = next_obs
             progress.step = step
             progress.actions.append(action.tolist())
@@ -557,14 +558,25 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
             if step == args.learning_starts:  # slower from here: restart the estimate
                 bar.initial = step
                 bar.start_t = bar.last_print_t = time.time()
-    for resource in [env, *eval_envs, writer]:
-        resource.close()
-    save_checkpoint(run_dir, agent, buffer, progress)
+    finally:  # also after an error in the user's environment: the last whole step
+        bar.close()
+        writer.close()
+        save_checkpoint(run_dir, agent, buffer, progress)
+        lock.release()
     eval_returns = list(progress.eval_returns.items())
     return dict(eval_returns=eval_returns, run_dir=str(run_dir), agent=agent, buffer=buffer)
 
 
 if __name__ == "__main__":
+    stop = threading.Event()
+
+    def on_signal(number, frame):
+        stop.set()
+        signal.signal(number, signal.SIG_DFL)  # a second one ends the run at once
+
+    for name in {"SIGINT", "SIGTERM", "SIGHUP"} & set(dir(signal)):  # Windows has no SIGHUP
+        if signal.getsignal(getattr(signal, name)) != signal.SIG_IGN:  # nohup's
+            signal.signal(getattr(signal, name), on_signal)
     sys.path.append(os.getcwd())  # where module:id looks for a module of the user's
     args = tyro.cli(Args)
     if args.resume:
@@ -573,14 +585,6 @@ if __name__ == "__main__":
         except (OSError, ValueError, TypeError) as error:
             raise SystemExit(f"error: cannot resume {args.run_dir!r}: {error}") from None
         args = tyro.cli(Args, default=saved)  # flags given now go before the saved ones
-    stop = threading.Event()
-
-    def on_signal(number, frame):
-        stop.set()
-        signal.signal(number, signal.SIG_DFL)  # a second one ends the run at once
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, on_signal)
     result = main(args, stop)
     if stop.is_set():
         raise SystemExit(f"stopped; to continue: --run-dir {result['run_dir']} --resume")

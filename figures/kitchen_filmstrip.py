@@ -72,7 +72,7 @@ def load(path: Path) -> tuple[list[str], fmer.Agent]:
     args = fmer.Args(**saved["args"])
     agent = fmer.Agent(*saved["dims"], args)
     agent.load_state_dict(saved["agent"])
-    tasks = args.tasks or fmer.TASKS[: args.num_tasks]
+    tasks = fmer.chosen_tasks(args)
     return list(dict.fromkeys(tasks)), agent
 
 

@@ -1,5 +1,7 @@
 """Tiny environments that make one property visible each, and sizes of runs of seconds."""
 
+import time
+
 import gymnasium as gym
 import numpy as np
 
@@ -69,6 +71,25 @@ class Aliasing(Target):
         return self.shared, np.array(reward), *rest
 
 
+class OneElement(Target):
+    """Rewards as arrays of one element."""
+
+    def step(self, action):
+        obs, reward, *rest = super().step(action)
+        return obs, np.array([reward]), *rest
+
+
+class Stuck(Target):
+    """Its third step never returns, and says so."""
+
+    def step(self, action):
+        if self.steps == 2:
+            print("stuck", flush=True)
+            while True:
+                time.sleep(0.1)
+        return super().step(action)
+
+
 class OtherSpaces(Target):
     """A task that the script must refuse."""
 
@@ -128,14 +149,21 @@ class CompletesTasks(gym.Env):
         return np.zeros(3), float(len(set(new))), not missing, self.steps == 7, info
 
 
-gym.register("Target-v0", Target)
-gym.register("Nested-v0", Nested)
-gym.register("Aliasing-v0", Aliasing, disable_env_checker=True)
-gym.register("Terminating-v0", Target, kwargs={"terminate": True})
-gym.register("Constant-v0", Constant)
-gym.register("ConstantTerminating-v0", Constant, kwargs={"terminate": True})
+def register(name, task, **options):
+    gym.register(name, task, max_episode_steps=1000, **options)
+
+
+register("Target-v0", Target)
+register("Nested-v0", Nested)
+register("Aliasing-v0", Aliasing, disable_env_checker=True)
+register("OneElement-v0", OneElement, disable_env_checker=True)
+register("Stuck-v0", Stuck)
+register("Terminating-v0", Target, kwargs={"terminate": True})
+register("Constant-v0", Constant)
+register("ConstantTerminating-v0", Constant, kwargs={"terminate": True})
+gym.register("Endless-v0", Target)
 for which in ("discrete", "matrix", "unbounded", "integer", "degenerate"):
-    gym.register(f"Refused-{which}-v0", OtherSpaces, kwargs={"which": which})
+    register(f"Refused-{which}-v0", OtherSpaces, kwargs={"which": which})
 
 
 def at_step(monkeypatch, fmer, step, action):

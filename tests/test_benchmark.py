@@ -27,7 +27,7 @@ MODULES = {
 }
 TINY = (
     "--hidden-dim 11 --flow-steps 2 --batch-size 13 --actor-batch-size 7 "
-    "--learning-starts 31 --eval-interval 30 --eval-episodes 1 --checkpoint-interval 20 "
+    "--learning-starts 31 --eval-interval 30 --eval-episodes 1 --checkpoint-minutes 0 "
     "--buffer-size 1009"
 )
 

@@ -3,13 +3,14 @@
     python tests/maintenance/shared.py
 
 copies it into fmer_kitchen.py, whose own are OWN and the lines OWN_LINES of main.
+Its `chosen_tasks`, which fmer_continuous.py has no need of, stands before `make_env`.
 """
 
 import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-OWN = ["header", "Args", "make_env", "episode_metrics"]
+OWN = ["header", "Args", "chosen_tasks", "make_env", "episode_metrics"]
 OWN_LINES = ["    task = ", "    label = "]
 
 
@@ -26,8 +27,11 @@ def blocks(text: str) -> dict[str, str]:
 
 def with_shared_text(kitchen: str, continuous: str) -> str:
     """fmer_kitchen.py as it should be: fmer_continuous.py with the kitchen's own parts."""
+    shared = blocks(continuous)
     own = {name: blocks(kitchen)[name] for name in OWN}
-    text = "\n\n\n".join((blocks(continuous) | own).values())
+    order = list(shared)
+    order.insert(order.index("make_env"), "chosen_tasks")
+    text = "\n\n\n".join((shared | own)[name] for name in order)
     for start in OWN_LINES:
         line = re.compile(f"^{start}.*$", re.MULTILINE)
         assert len(line.findall(text)) == len(line.findall(kitchen)) == 1, start

@@ -1,0 +1,338 @@
+"""What can end a run, and what is left of it: errors in the user's environment, values that
+are not finite, damaged files, two processes in one place, signals. Exact resume is tested
+in test_resume.py, refused flags in test_training.py."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock
+
+import fmer_continuous
+import fmer_kitchen
+from envs import SMALL, Target, at_step
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(directory, **changes):
+    settings = SMALL | dict(env_id="Target-v0", run_dir=str(directory)) | changes
+    return fmer_continuous.main(fmer_continuous.Args(**settings))
+
+
+def saved(directory):
+    return torch.load(directory / "checkpoint.pt", weights_only=True)
+
+
+def all_finite(value):
+    if isinstance(value, dict):
+        return all(map(all_finite, value.values()))
+    return not isinstance(value, torch.Tensor) or value.isfinite().all()
+
+
+# --- The user's own environment -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "call", "last_step"), [("step", 53, 52), ("reset", 9, 56)]
+)
+def test_an_error_in_the_environment_leaves_a_checkpoint_of_the_last_whole_step(
+    tmp_path, monkeypatch, method, call, last_step
+):
+    """OSError, which is no full disk; the traceback is the user's."""
+    calls, original = [], getattr(Target, method)
+
+    def fails(self, action=None, seed=None, options=None):
+        calls.append(1)
+        if len(calls) == call:
+            raise OSError("the simulator has no licence")
+        return original(self, *([action] if method == "step" else [seed, options]))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Target, method, fails)
+        with pytest.raises(OSError, match="licence") as error:
+            run(tmp_path / "run")
+    assert error.traceback[-1].name == "fails"
+    assert saved(tmp_path / "run")["progress"]["step"] == last_step
+    result = run(tmp_path / "run", resume=True)
+    assert len(result["buffer"]) == 97
+
+
+def test_a_run_that_cannot_begin_leaves_no_directory(tmp_path, monkeypatch):
+    monkeypatch.setattr(Target, "reset", lambda self, seed=None, options=None: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_error_during_an_evaluation_loses_no_step(tmp_path, monkeypatch):
+    evaluate, evaluated = fmer_continuous.evaluate, []
+
+    def fails(agent, envs, stop):
+        evaluated.append(1)
+        if len(evaluated) == 3:
+            raise RuntimeError("the simulator fell over")
+        return evaluate(agent, envs, stop)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="fell over"):
+        patch.setattr(fmer_continuous, "evaluate", fails)
+        run(tmp_path / "run", eval_interval=20)
+    assert saved(tmp_path / "run")["progress"]["step"] == 40
+    result = run(tmp_path / "run", eval_interval=20, resume=True)
+    assert [step for step, _ in result["eval_returns"]] == [0, 20, 40, 60, 80, 97]
+
+
+def test_a_reward_may_be_an_array_of_one_element(tmp_path):
+    plain, arrays = run(tmp_path / "a"), run(tmp_path / "b", env_id="OneElement-v0")
+    assert torch.equal(plain["buffer"].rows, arrays["buffer"].rows)
+
+
+# --- Values that are not finite -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("what", "value", "name"),
+    [
+        ("reward", np.nan, "reward"),
+        ("reward", 1e39, "reward"),  # infinite in the buffer's single precision
+        ("observation", -np.inf, "next observation"),
+    ],
+)
+def test_a_transition_that_is_not_finite_stops_the_run_at_its_step(
+    tmp_path, monkeypatch, what, value, name
+):
+    steps, step = [], Target.step
+
+    def poisoned(self, action):
+        obs, reward, *rest = step(self, action)
+        steps.append(1)
+        if len(steps) == 53 and what == "reward":
+            reward = value
+        elif len(steps) == 53:
+            obs = np.array([0.0, value, 0.0])
+        return obs, reward, *rest
+
+    monkeypatch.setattr(Target, "step", poisoned)
+    with pytest.raises(SystemExit, match=f"^error: step 53: {name} is not finite$"):
+        run(tmp_path / "run")
+    left = saved(tmp_path / "run")
+    assert left["progress"]["step"] == 52 and all_finite(left)
+
+
+def poison_networks(agent, buffer):
+    torch.nn.init.constant_(agent.critic.q1.out.bias, torch.nan)
+
+
+def poison_optimizer(agent, buffer):
+    next(iter(agent.q_optimizer.state.values()))["exp_avg_sq"].fill_(torch.inf)
+
+
+def poison_buffer(agent, buffer):
+    buffer.rows[11, 3] = torch.nan
+
+
+@pytest.mark.parametrize(
+    ("poison", "name"),
+    [
+        (poison_networks, r"agent critic.q1.out.bias"),
+        (poison_optimizer, r"q_optimizer state 0 exp_avg_sq"),
+        (poison_buffer, r"rows"),
+    ],
+)
+@pytest.mark.parametrize("step", [51, 97])
+def test_what_is_not_finite_is_never_saved(tmp_path, monkeypatch, poison, name, step):
+    """After an update in mid-run and after the last one, between two logging points."""
+    built, init = {}, fmer_continuous.Agent.__init__
+    add = fmer_continuous.ReplayBuffer.add
+
+    def watched_init(self, *args):
+        init(self, *args)
+        built["agent"] = self
+
+    def watched_add(self, *transition):
+        built["buffer"] = self
+        add(self, *transition)
+
+    monkeypatch.setattr(fmer_continuous.Agent, "__init__", watched_init)
+    monkeypatch.setattr(fmer_continuous.ReplayBuffer, "add", watched_add)
+    at_step(monkeypatch, fmer_continuous, step, lambda: poison(**built))
+    stays = f"^error: .*checkpoint.pt stays as it was: {name} is not finite$"
+    with pytest.raises(SystemExit, match=stays):
+        run(tmp_path / "run", checkpoint_minutes=0)
+    left = saved(tmp_path / "run")
+    assert left["progress"]["step"] == step - 1 and all_finite(left)
+
+
+def test_a_policy_that_is_not_finite_is_not_published(tmp_path):
+    agent = run(tmp_path / "run", eval_interval=97)["agent"]
+    before = (tmp_path / "run" / "policy.pt").read_bytes()
+    torch.nn.init.constant_(agent.velocity.net.out.bias, torch.nan)
+    policy = {"agent": agent.state_dict()}
+    with pytest.raises(SystemExit, match="policy.pt stays as it was: .*velocity.net.out"):
+        fmer_continuous.save_file(tmp_path / "run" / "policy.pt", policy)
+    assert (tmp_path / "run" / "policy.pt").read_bytes() == before
+
+
+def test_no_entropy_term_is_no_infinity(tmp_path):
+    """α = 0, whose logarithm would not be finite."""
+    result = run(tmp_path / "run", alpha=0.0, autotune=False)
+    assert result["agent"].log_alpha.exp() == 0 and all_finite(saved(tmp_path / "run"))
+
+
+# --- Damaged files ------------------------------------------------------------------------
+
+
+def test_a_damaged_checkpoint_is_refused_or_harmless(tmp_path):
+    """Bytes changed at random: found by the checksum, if anything that is read changed."""
+    run(tmp_path / "run", total_timesteps=40)
+    path = tmp_path / "run" / "checkpoint.pt"
+    good, reference = path.read_bytes(), saved(tmp_path / "run")
+    generator, refused = random.Random(1), 0
+    for _ in range(40):
+        position = generator.randrange(len(good))
+        damaged = bytearray(good)
+        damaged[position] ^= 1 << generator.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            left = run(tmp_path / "run", total_timesteps=40, resume=True)
+        except SystemExit as error:
+            assert str(error).startswith("error: cannot resume") and "\n" not in str(error)
+            assert path.read_bytes() == damaged, "never overwritten"
+            refused += 1
+        else:
+            for name, value in left["agent"].state_dict().items():
+                assert torch.equal(value, reference["agent"][name])
+            assert torch.equal(left["buffer"].rows[:40], reference["rows"])
+    assert refused > 20
+
+
+def test_a_policy_is_no_checkpoint(tmp_path):
+    run(tmp_path / "run", eval_interval=97)
+    (tmp_path / "run" / "policy.pt").replace(tmp_path / "run" / "checkpoint.pt")
+    with pytest.raises(SystemExit, match="^error: cannot resume .*policy_optimizer"):
+        run(tmp_path / "run", eval_interval=97, resume=True)
+
+
+# --- One run, one process -----------------------------------------------------------------
+
+
+def test_a_run_that_is_going_on_is_refused_in_one_line(tmp_path):
+    run(tmp_path / "run", total_timesteps=40)
+    before = saved(tmp_path / "run")["agent"]
+    with FileLock(tmp_path / "run" / "lock"):
+        with pytest.raises(SystemExit, match="^error: .*lock.* could not be acquired"):
+            run(tmp_path / "run", resume=True)
+    after = saved(tmp_path / "run")["agent"]
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert len(run(tmp_path / "run", resume=True)["buffer"]) == 97, "free again"
+
+
+# --- Multipliers --------------------------------------------------------------------------
+
+
+def test_a_multiplier_stops_at_its_bound(fmer):
+    """Where its target is out of reach: a flat Q, and an entropy that no policy has."""
+    args = fmer.Args(**SMALL, target_entropy_scale=0.69)
+    torch.manual_seed(0)
+    agent = fmer.Agent(5, 2, args)
+    with torch.no_grad():
+        agent.log_temperature.fill_(-14.0)
+        agent.log_alpha.fill_(14.0)
+    before = agent.velocity.net.out.bias.clone()
+    torch.nn.init.zeros_(agent.critic.q1.out.weight)  # Q is flat: T can only fall
+    torch.nn.init.zeros_(agent.critic.q1.out.bias)
+    torch.nn.init.constant_(agent.critic.q2.out.bias, 1e3)
+    losses = agent.update_actor(torch.randn(23, 5))
+    assert (
+        losses["ess"].item() == pytest.approx(1)
+        and losses["entropy"] < agent.target_entropy
+    )
+    assert agent.log_temperature.item() == -14 and agent.log_alpha.item() == 14
+    assert agent.velocity.net.out.bias.isfinite().all()
+    assert not torch.equal(agent.velocity.net.out.bias, before)
+
+
+def test_the_smallest_temperature_gives_finite_weights(fmer):
+    q = torch.tensor([[3.0, 3.0, 1.0], [-1e4, 2e4, 7.0], [5.0, 5.0, 5.0]])
+    weights, ess = fmer.candidate_weights(q, torch.tensor(-14.0).exp())
+    torch.testing.assert_close(ess, torch.tensor([2.0, 1.0, 3.0]))
+    assert weights.isfinite().all()
+
+
+def test_the_kitchens_tasks_are_named_or_counted():
+    args = fmer_kitchen.Args(tasks=["kettle"], num_tasks=4)
+    with pytest.raises(SystemExit, match="^error: --tasks goes without --num-tasks"):
+        fmer_kitchen.chosen_tasks(args)
+    assert fmer_kitchen.chosen_tasks(fmer_kitchen.Args(tasks=["kettle"])) == ["kettle"]
+    for number in (1, 4, 7):
+        tasks = fmer_kitchen.chosen_tasks(fmer_kitchen.Args(num_tasks=number))
+        assert len(set(tasks)) == number
+    assert len(fmer_kitchen.chosen_tasks(fmer_kitchen.Args())) == 7
+
+
+# --- Real processes -----------------------------------------------------------------------
+
+
+def start(directory, *flags, **options):
+    """fmer_continuous.py on an environment of tests/envs.py."""
+    flags = ["--run-dir", str(directory), "--no-cuda", "--eval-interval", "0", *flags]
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "fmer_continuous.py"), *flags],
+        env=os.environ | {"PYTHONPATH": str(ROOT / "tests")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def wait_for(process, path):
+    deadline = time.time() + 120
+    while not path.exists():
+        assert time.time() < deadline and process.poll() is None
+        time.sleep(0.05)
+
+
+def test_a_hangup_stops_a_run_and_its_lock_keeps_others_out(tmp_path):
+    flags = ["--env-id", "envs:Target-v0", "--checkpoint-minutes", "0"]
+    flags += ["--learning-starts", "1000000"]
+    first = start(tmp_path / "run", *flags)
+    wait_for(first, tmp_path / "run" / "checkpoint.pt")
+    second = start(tmp_path / "run", *flags, "--resume")
+    err = second.communicate(timeout=120)[1]
+    assert second.returncode == 1 and err.startswith("error: ") and err.count("\n") == 1
+    assert "lock" in err and first.poll() is None
+    first.send_signal(signal.SIGHUP)
+    err = first.communicate(timeout=120)[1]
+    assert first.returncode == 1 and "Traceback" not in err
+    assert err.splitlines()[-1].startswith("stopped; to continue: ")
+    assert saved(tmp_path / "run")["progress"]["step"] > 0
+
+
+def test_nohup_is_obeyed_and_a_second_signal_ends_a_stuck_run_at_once(tmp_path):
+    def like_nohup():
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    flags = ["--env-id", "envs:Stuck-v0"]
+    process = start(tmp_path / "run", *flags, preexec_fn=like_nohup)
+    lines = threading.Thread(target=lambda: [line for line in iter(read, "stuck\n")])
+    read = process.stdout.readline
+    lines.start()
+    lines.join(timeout=120)
+    assert not lines.is_alive()
+    for number, after in ((signal.SIGHUP, None), (signal.SIGTERM, None)):
+        process.send_signal(number)
+        time.sleep(0.3)
+        assert process.poll() is after
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=120) == -signal.SIGTERM
+    process.stdout.close()
+    process.stderr.close()
