@@ -429,8 +429,7 @@ def load_checkpoint(run_dir: Path, agent, buffer) -> SimpleNamespace:
         saved = torch.load(run_dir / "checkpoint.pt", map_location="cpu", weights_only=True)
         for flag, value in asdict(Args(**saved["args"])).items():
             if flag not in MAY_CHANGE and getattr(agent.args, flag) != value:
-                flag = flag.replace("_", "-")
-                raise ValueError(f"it was started with --{flag} {value}")
+                raise ValueError(f"it was started with --{flag.replace('_', '-')} {value}")
         agent.load_state_dict(saved["agent"])
         for name in OPTIMIZERS:
             getattr(agent, name).load_state_dict(saved[name])
@@ -530,6 +529,7 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
             if stop.is_set() or step >= total:
                 break
             if time.time() - saved >= 60 * args.checkpoint_minutes:
+                writer.flush()
                 save_checkpoint(run_dir, agent, buffer, progress)
                 saved = time.time()
             step += 1
