@@ -32,8 +32,13 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 BASE_ENTROPY = 0.6698041182  # H_0 in Eq. (8), by quadrature: nats of tanh N(0,1)
-TASKS = ["microwave", "kettle", "bottom burner", "light switch"]  # the first; these four
-TASKS += ["slide cabinet", "hinge cabinet", "top burner"]  # or all seven: see num_tasks
+TASKS = [
+    "microwave",
+    "kettle",
+    "bottom burner",
+    "light switch",
+]  # --num-tasks 1: the first; 4: these;
+TASKS += ["slide cabinet", "hinge cabinet", "top burner"]  # 7: all of them
 EVAL_SEED = 2**31  # evaluation's seeds start here, training's stay below
 OPTIMIZERS = ["policy_optimizer", "q_optimizer", "dual_optimizer"]
 MAY_CHANGE = {"total_timesteps", "run_dir", "resume", "checkpoint_minutes", "num_threads"}
@@ -44,7 +49,7 @@ class Args:
     """Train FMER on FrankaKitchen-v1."""
 
     tasks: list[Literal[*TASKS]] = field(default_factory=list)  # or num_tasks: the first
-    num_tasks: Literal[1, 4, 7] | None = None  # microwave; D4RL's mixed set; all: default
+    num_tasks: Literal[1, 4, 7] | None = None  # microwave, D4RL's mixed set, all (default)
     seed: int = 1  # of networks, noise, replay and environments
     total_timesteps: int = 1_000_000  # environment steps
     cuda: bool = True  # use a GPU if there is one
@@ -68,7 +73,7 @@ class Args:
     num_target_candidates: int = 1  # M', the best of which is the backup, Eq. (12)
     # Policy and its entropy
     policy_lr: float = 1e-3  # learning rate of the velocity field
-    policy_frequency: int = 2  # critic updates per policy update (CleanRL: 2 per 2)
+    policy_frequency: int = 2  # critic updates per policy update (CleanRL: 2 every 2)
     actor_batch_size: int = 64  # the first states of a batch: N candidates for each
     flow_steps: int = 10  # K, Euler steps from noise to action, Eq. (2)
     num_candidates: int = 16  # N, candidates to be weighted, Eq. (4)
@@ -134,7 +139,7 @@ def episode_seed(seed: int, episode: int) -> int:
 
 
 def require_finite(name: str, value) -> None:
-    """SystemExit with the name of what is not finite, also in nested dicts."""
+    """SystemExit with the name of what is not finite in single precision, in dicts too."""
     if isinstance(value, dict):
         for key, part in value.items():
             require_finite(f"{name} {key}", part)
@@ -169,7 +174,7 @@ class ReplayBuffer:
 
 
 class MLP(nn.Module):
-    """Two hidden SiLU layers. Each input has its own matrix: a state is multiplied once."""
+    """Two hidden SiLU layers, a matrix for each input: N candidates share their state's."""
 
     def __init__(self, in_dims, hidden_dim, out_dim, layer_norm=False):
         super().__init__()
@@ -193,7 +198,7 @@ class VelocityField(nn.Module):
 
     def __init__(self, obs_dim, action_dim, hidden_dim):
         super().__init__()
-        self.net = MLP([obs_dim, 8, action_dim], hidden_dim, action_dim)
+        self.net = MLP([obs_dim, 8, action_dim], hidden_dim, action_dim)  # 8: cos, sin of 4
         nn.init.zeros_(self.net.out.weight)  # v = 0: π starts as tanh N(0,I)
         nn.init.zeros_(self.net.out.bias)
         frequencies = math.pi * 2.0 ** torch.arange(4)
@@ -261,7 +266,7 @@ def td_target(reward, terminated, next_value, gamma):
 def sampler_entropy(velocity, s, path, k):
     """H = d·H_0 + Σ_k E[log|det(I + h·∂v/∂x)| + Σ_dims (log sech² x' − log sech² x)]
     Eq. (8): entropy (nats) of tanh x_1 if each Euler step x -> x' = x + h·v is one-to-one.
-    s (B,S), path (K+1,B,d), k (B,) -> scalar; each state gives one step k, uniform, for K.
+    s (B,S), path (K+1,B,d), k (B,) -> scalar: one uniform step k for each state, times K.
     A semi-gradient: x_k is held fixed, so no step sees its effect on the later ones."""
     h = 1 / (len(path) - 1)
     batch_size, d = path.shape[1:]
@@ -275,7 +280,7 @@ def sampler_entropy(velocity, s, path, k):
     log_det = torch.linalg.slogdet(step_jacobian).logabsdet  # (B,)
     before = F.logsigmoid(2 * x) + F.logsigmoid(-2 * x)  # log ¼ sech² x, the ¼ cancels
     after = F.logsigmoid(2 * next_x) + F.logsigmoid(-2 * next_x)
-    return d * BASE_ENTROPY + (log_det + (after - before).sum(-1)).mean() / h  # Σ_k
+    return d * BASE_ENTROPY + (log_det + (after - before).sum(-1)).mean() / h  # K·
 
 
 def ode_entropy(velocity, s, path, k, probe):
@@ -301,7 +306,7 @@ class Agent(nn.Module):
         self.velocity = VelocityField(obs_dim, action_dim, args.hidden_dim)
         self.critic = TwinQ(obs_dim, action_dim, args.hidden_dim, args.layer_norm)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
-        self.log_alpha = nn.Parameter(torch.tensor(args.alpha).log().clamp(-200))  # not −∞
+        self.log_alpha = nn.Parameter(torch.tensor(args.alpha).log().clamp(-200))  # finite
         self.log_temperature = nn.Parameter(torch.tensor(args.temperature).log())
         self.policy_optimizer = Adam(self.velocity.parameters(), args.policy_lr, fused=True)
         self.q_optimizer = Adam(self.critic.parameters(), args.q_lr, fused=True)
@@ -357,7 +362,7 @@ class Agent(nn.Module):
         x0 = torch.randn_like(x1)  # not the noise that led to x1: independent of it
         t = torch.rand_like(x1[..., :1])  # (B,N,1)
         flow_matching = flow_matching_loss(self.velocity, s, x0, x1, t, weights)  # Eq. (7)
-        k = torch.randint(args.flow_steps, (len(s),), device=s.device)  # of candidate 0
+        k = torch.randint(args.flow_steps, (len(s),), device=s.device)  # a step
         if args.exact_entropy:
             entropy = sampler_entropy(self.velocity, s, path[:, :, 0], k)  # Eq. (8)
         else:
@@ -449,14 +454,14 @@ def run_evaluation(agent, envs, progress, run_dir, writer, stop) -> None:
     if not episodes:  # stopped: a resumed run evaluates again
         return
     step = progress.step
+    means = {name: np.mean([each[name] for each in episodes]) for name in episodes[0]}
+    log(writer, "eval/", means, step)
+    progress.eval_returns[step] = float(means["return"])
     header = ",".join(["step", "episode", *episodes[0], "seconds"]) + "\n"
     for i, metrics in enumerate(episodes):
         row = [step, i, *metrics.values(), int(progress.seconds)]
         progress.eval_rows += ",".join(map(str, row)) + "\n"
     save_file(run_dir / "eval.csv", header + progress.eval_rows)
-    means = {name: np.mean([each[name] for each in episodes]) for name in episodes[0]}
-    log(writer, "eval/", means, step)
-    progress.eval_returns[step] = float(means["return"])
     best = max(progress.eval_returns.values())
     policy = {"args": asdict(agent.args), "dims": agent.dims, "agent": agent.state_dict()}
     save_file(run_dir / "policy.pt", policy)
@@ -471,7 +476,7 @@ def log(writer: SummaryWriter, prefix: str, values: dict, step: int) -> None:
 
 
 def main(args: Args, stop: threading.Event | None = None) -> dict:
-    """Algorithm 1, until `stop` is set. Returns eval_returns, run_dir, agent, buffer."""
+    """Algorithm 1, to its end or `stop`. Returns eval_returns, run_dir, agent, buffer."""
     check(args)
     stop = stop or threading.Event()
     args.cuda = args.cuda and torch.cuda.is_available()  # a resumed run keeps its device
@@ -507,7 +512,7 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
         lock.acquire(timeout=0)
     except OSError as error:
         raise SystemExit(f"error: cannot use {run_dir}, perhaps in use: {error}") from None
-    writer = SummaryWriter(run_dir, purge_step=progress.step + 1)  # drops later points
+    writer = SummaryWriter(run_dir, purge_step=progress.step + 1, flush_secs=10)
     rows = "".join(f"\n|{flag}|{value}|" for flag, value in asdict(args).items())
     writer.add_text("hyperparameters", "|flag|value|\n|-|-|" + rows)
     save_file(run_dir / "args.json", json.dumps(asdict(args), indent=2))
@@ -518,7 +523,7 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
     total = args.total_timesteps
     started = time.time() - progress.seconds
     bar = tqdm(total=total, initial=progress.step, smoothing=0, mininterval=1, miniters=1)
-    saved = time.time()
+    last_save = time.time()
     try:
         while True:  # Alg. 1, line 2
             step = progress.step
@@ -528,16 +533,16 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
                     run_evaluation(agent, eval_envs, progress, run_dir, writer, stop)
             if stop.is_set() or step >= total:
                 break
-            if time.time() - saved >= 60 * args.checkpoint_minutes:
+            if time.time() - last_save >= 60 * args.checkpoint_minutes:
                 writer.flush()
                 save_checkpoint(run_dir, agent, buffer, progress)
-                saved = time.time()
+                last_save = time.time()
             step += 1
             if step <= args.learning_starts:  # Alg. 1, line 3
                 action = (2 * torch.rand(action_dim, device=device) - 1).cpu().numpy()
             else:
                 action = agent.act(obs[None])[0]
-                with_actor = step % args.policy_frequency == 0  # line 4, ahead of line 11
+                with_actor = step % args.policy_frequency == 0  # lines 4, 6: before line 11
                 progress.losses |= agent.update(buffer.sample(args.batch_size), with_actor)
             next_obs, reward, terminated, truncated, info = env.step(action)  # line 11
             buffer.add(obs, action, reward, next_obs, terminated)
@@ -545,10 +550,10 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
             progress.step = step
             progress.actions.append(action.tolist())
             if terminated or truncated:
-                log(writer, "charts/episodic_", episode_metrics(info), step)
-                bar.set_postfix({"return": info["episode"]["r"]}, refresh=False)
                 progress.episode += 1
                 progress.actions = []
+                log(writer, "charts/episodic_", episode_metrics(info), step)
+                bar.set_postfix({"return": info["episode"]["r"]}, refresh=False)
                 obs, _ = env.reset(seed=episode_seed(args.seed, progress.episode))
             if step % args.log_interval == 0:
                 log(writer, "charts/", {"SPS": step / (time.time() - started)}, step)
@@ -558,10 +563,10 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
             if step == args.learning_starts:  # slower from here: restart the estimate
                 bar.initial = step
                 bar.start_t = bar.last_print_t = time.time()
-    finally:  # also after an error in the user's environment: the last whole step
+    finally:  # also after an error: all whole steps, the agent perhaps an update ahead
         bar.close()
-        writer.close()
         save_checkpoint(run_dir, agent, buffer, progress)
+        writer.close()
         lock.release()
     eval_returns = list(progress.eval_returns.items())
     return dict(eval_returns=eval_returns, run_dir=str(run_dir), agent=agent, buffer=buffer)
@@ -571,11 +576,11 @@ if __name__ == "__main__":
     stop = threading.Event()
 
     def on_signal(number, frame):
-        stop.set()
-        signal.signal(number, signal.SIG_DFL)  # a second one ends the run at once
+        stop.set()  # a second one ends the run at once, but for hangups, which come twice
+        signal.signal(number, signal.SIG_DFL if number > 1 else signal.SIG_IGN)
 
     for name in {"SIGINT", "SIGTERM", "SIGHUP"} & set(dir(signal)):  # Windows has no SIGHUP
-        if signal.getsignal(getattr(signal, name)) != signal.SIG_IGN:  # nohup's
+        if signal.getsignal(getattr(signal, name)) != signal.SIG_IGN:  # as nohup does
             signal.signal(getattr(signal, name), on_signal)
     sys.path.append(os.getcwd())  # where module:id looks for a module of the user's
     args = tyro.cli(Args)

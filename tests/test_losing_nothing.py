@@ -90,6 +90,43 @@ def test_an_error_during_an_evaluation_loses_no_step(tmp_path, monkeypatch):
     assert [step for step, _ in result["eval_returns"]] == [0, 20, 40, 60, 80, 97]
 
 
+def test_an_error_in_logging_the_end_of_an_episode_leaves_the_end_of_the_episode(
+    tmp_path, monkeypatch
+):
+    log = fmer_continuous.log
+
+    def fails(writer, prefix, values, step):
+        if prefix == "charts/episodic_" and step == 56:
+            raise OSError("no space for events")
+        log(writer, prefix, values, step)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"):
+        patch.setattr(fmer_continuous, "log", fails)
+        run(tmp_path / "run")
+    progress = saved(tmp_path / "run")["progress"]
+    assert (progress["step"], progress["episode"], progress["actions"]) == (56, 8, [])
+    assert len(run(tmp_path / "run", resume=True)["buffer"]) == 97
+
+
+def test_an_evaluation_that_cannot_be_logged_is_made_again_and_recorded_once(
+    tmp_path, monkeypatch
+):
+    log = fmer_continuous.log
+
+    def fails(writer, prefix, values, step):
+        if prefix == "eval/" and step == 40:
+            raise OSError("no space for events")
+        log(writer, prefix, values, step)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"):
+        patch.setattr(fmer_continuous, "log", fails)
+        run(tmp_path / "run", eval_interval=20)
+    run(tmp_path / "run", eval_interval=20, resume=True)
+    lines = (tmp_path / "run" / "eval.csv").read_text().splitlines()[1:]
+    steps = [int(line.split(",")[0]) for line in lines]
+    assert steps == [step for step in (0, 20, 40, 60, 80, 97) for _ in range(3)]
+
+
 def test_a_reward_may_be_an_array_of_one_element(tmp_path):
     plain, arrays = run(tmp_path / "a"), run(tmp_path / "b", env_id="OneElement-v0")
     assert torch.equal(plain["buffer"].rows, arrays["buffer"].rows)
@@ -310,7 +347,9 @@ def test_a_hangup_stops_a_run_and_its_lock_keeps_others_out(tmp_path):
     err = second.communicate(timeout=120)[1]
     assert second.returncode == 1 and err.startswith("error: ") and err.count("\n") == 1
     assert "lock" in err and first.poll() is None
-    first.send_signal(signal.SIGHUP)
+    for _ in range(2):  # as shells do: the second one must not cut the saving short
+        first.send_signal(signal.SIGHUP)
+        time.sleep(0.02)
     err = first.communicate(timeout=120)[1]
     assert first.returncode == 1 and "Traceback" not in err
     assert err.splitlines()[-1].startswith("stopped; to continue: ")

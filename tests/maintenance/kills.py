@@ -5,7 +5,6 @@ anew.
     python tests/maintenance/kills.py --kills 100
 """
 
-import argparse
 import os
 import random
 import shutil
@@ -14,8 +13,11 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from dataclasses import dataclass
 from multiprocessing import Array
 from pathlib import Path
+
+import tyro
 
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 
@@ -36,6 +38,13 @@ SETTINGS = dict(
     eval_episodes=2,
     checkpoint_minutes=0.3 / 60,
 )
+
+
+@dataclass
+class Args:
+    """Kill runs at random moments, and compare what becomes of them."""
+
+    kills: int = 100  # at least
 
 
 def watch(phase, name):
@@ -85,17 +94,14 @@ def survive(directory, phase, generator, kills):
         os.waitpid(child, 0)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--kills", type=int, default=100)
-    number = parser.parse_args().kills
+def main(args: Args) -> None:
     kills, phase, generator = Counter(), Array("c", 32), random.Random(0)
     phase.value = b"step"
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder, "whole")
         os.waitpid(run(whole, phase), 0)
         runs = 0
-        while sum(kills.values()) - kills["begun anew"] < number:
+        while sum(kills.values()) - kills["begun anew"] < args.kills:
             directory = Path(folder, str(runs))
             survive(directory, phase, generator, kills)
             assert_same_run(directory, whole)
@@ -104,4 +110,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    main(tyro.cli(Args))

@@ -1,0 +1,56 @@
+"""figures/diagnose.py against what is known exactly of small runs."""
+
+import numpy as np
+import pytest
+import torch
+
+import fmer_continuous as fmer
+from envs import SMALL
+from figures import diagnose
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("diagnose") / "constant"
+    settings = SMALL | dict(env_id="Constant-v0", eval_interval=97, gamma=0.5)
+    fmer.main(fmer.Args(**settings, run_dir=str(directory)))
+    return directory
+
+
+def test_discounted_returns():
+    np.testing.assert_allclose(diagnose.discounted_returns([1, 2, 4], 0.5), [3, 4, 4])
+
+
+def test_an_episode_compares_q_with_the_return_that_followed(run_dir, monkeypatch):
+    """Reward 1 in each of 7 steps, γ = 0.5, and critics that always say 3 and 5."""
+    monkeypatch.setattr(diagnose, "CUT", 2)
+    _, agent, env = diagnose.load(run_dir)
+    for q, value in ((agent.critic.q1, 3.0), (agent.critic.q2, 5.0)):
+        torch.nn.init.zeros_(q.out.weight)
+        torch.nn.init.constant_(q.out.bias, value)
+    total, states, errors = diagnose.episode(agent, env, 11)
+    assert total == 7 and states.shape == (7, 3)
+    expected = [3 - 2 * (1 - 0.5 ** (7 - t)) for t in range(5)]  # the last 2 do not count
+    np.testing.assert_allclose(errors, expected, rtol=1e-5)
+
+
+def test_twins_that_agree_and_twins_that_do_not(run_dir):
+    _, agent, _ = diagnose.load(run_dir)
+    s = torch.randn(5, 3)
+    first, second = agent.critic.q1, agent.critic.q2
+    second.load_state_dict(first.state_dict())
+    assert diagnose.twins(agent, s, 11)[0] == pytest.approx(1, abs=1e-5)
+    second.out.weight.data.neg_()
+    assert diagnose.twins(agent, s, 11)[0] == pytest.approx(-1, abs=1e-5)
+
+
+def test_both_tables(run_dir, capsys):
+    diagnose.main(diagnose.Args(run_dirs=(run_dir,), best_of=(1, 3), episodes=2))
+    first, second = capsys.readouterr().out.strip().split("\n\n")
+    rows = [line.split(" | ") for line in first.splitlines()[2:]]
+    assert [row[:5] for row in rows] == [
+        ["| constant", m, "7", "0", "7"] for m in ("1", "3")
+    ]
+    assert len(second.splitlines()) == 3
+    target = second.splitlines()[2].split(" | ")[4]
+    assert float(target) == -3.0  # −1.5 for each of 2 dimensions
