@@ -1,12 +1,18 @@
 """Training speed on this machine: a Markdown table, and a picture if --out names one.
 
     python figures/speed.py --out figures/speed.png
+    python figures/speed.py --sac cleanrl/cleanrl/sac_continuous_action.py
 
 Everything is at the defaults of fmer_continuous.py except what a row or a point changes.
+The second command prints instead how many learning steps a second the script makes beside
+CleanRL's SAC, in turns: of two runs of each, one longer, the difference counts.
 """
 
+import os
 import platform
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,6 +56,11 @@ class Args:
     num_threads: int = 1  # CPU threads
     steps: int = 30  # steps in a measurement; the median of three counts
     out: Path | None = None  # the picture to write; none: only the table
+    sac: Path | None = None  # compare with this script of CleanRL's instead
+    sac_python: str = "python"  # of an environment of its own
+    sac_rounds: int = 3  # in turns
+    sac_steps: int = 1_000  # learning steps in each
+    flags: str = ""  # of fmer_continuous.py in that comparison
 
 
 def hardware(args: Args, device: str) -> str:
@@ -139,8 +150,51 @@ def draw(args: Args, device: str) -> Figure:
     return figure
 
 
+def learning_steps_per_second(command: list[str], args: Args, root: Path) -> float:
+    """Of a script that knows CleanRL's flags: by how much a longer run takes longer."""
+    start = 300
+    environment = os.environ | {
+        "OMP_NUM_THREADS": str(args.num_threads),
+        "PYTHONPATH": str(root),  # where CleanRL's cleanrl_utils is
+    }
+    times = []
+    for steps in (start, start + args.sac_steps):
+        flags = f"--env-id {args.env_id} --learning-starts {start}"
+        flags += f" --total-timesteps {steps}"
+        flags += "" if args.cuda else " --no-cuda"
+        with tempfile.TemporaryDirectory() as folder:  # for its runs/
+            begin = time.perf_counter()
+            subprocess.run(
+                [*command, *flags.split()],
+                cwd=folder,
+                env=environment,
+                check=True,
+                capture_output=True,
+            )
+            times.append(time.perf_counter() - begin)
+    return args.sac_steps / (times[1] - times[0])
+
+
+def compare(args: Args) -> None:
+    """Print the speed of both scripts, and its ratio, in each round."""
+    root = Path(__file__).resolve().parent.parent
+    ours = [sys.executable, str(root / "fmer_continuous.py"), "--eval-interval", "0"]
+    ours += ["--num-threads", str(args.num_threads), *args.flags.split()]
+    theirs = [args.sac_python, str(args.sac.resolve())]
+    print("| round | learning steps per second | CleanRL's SAC | ratio |")
+    print("|---|--:|--:|--:|")
+    for number in range(1, args.sac_rounds + 1):
+        first = learning_steps_per_second(ours, args, root)
+        second = learning_steps_per_second(theirs, args, args.sac.resolve().parents[1])
+        ratio = first / second
+        print(f"| {number} | {first:.1f} | {second:.1f} | {ratio:.2f} |", flush=True)
+
+
 def main(args: Args) -> None:
     """Print the table; draw the picture, if it has a name."""
+    if args.sac:
+        compare(args)
+        return
     torch.set_num_threads(args.num_threads)
     torch.manual_seed(1)
     device = "cuda" if args.cuda and torch.cuda.is_available() else "cpu"
