@@ -35,6 +35,7 @@ from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
+import psutil
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -202,15 +203,14 @@ class VelocityField(nn.Module):
 
     def __init__(self, obs_dim, action_dim, hidden_dim):
         super().__init__()
-        self.net = MLP([obs_dim, 8, action_dim], hidden_dim, action_dim)  # 8: cos, sin of 4
+        self.net = MLP([obs_dim, 8, action_dim], hidden_dim, action_dim)
         nn.init.zeros_(self.net.out.weight)  # v = 0: π starts as tanh N(0,I)
         nn.init.zeros_(self.net.out.bias)
-        frequencies = math.pi * 2.0 ** torch.arange(4)
-        self.register_buffer("frequencies", frequencies, persistent=False)
 
     def forward(self, s, x, t):
-        phase = self.frequencies * t  # (…,4); π and not 2π: t = 0 and 1 must differ
-        return self.net(s, torch.cat([phase.cos(), phase.sin()], -1), x)
+        phase = math.pi * 2.0 ** torch.arange(4, device=t.device) * t  # (…,4)
+        embedding = torch.cat([phase.cos(), phase.sin()], -1)  # with 2π, t = 1 were 0
+        return self.net(s, embedding, x)
 
 
 class TwinQ(nn.Module):
@@ -241,8 +241,7 @@ def sample_path(velocity, s, x0, flow_steps):
 def best_of(critic, s, a):
     """argmax_i min_j Q_j(s, a^i).  Eq. (14)
     s (B,S), a (B,M,d) -> the best action (B,d) and its value min_j Q_j (B,)."""
-    q = critic(s.unsqueeze(1), a).amin(0)  # (B,M)
-    value, i = q.max(-1)
+    value, i = critic(s.unsqueeze(1), a).amin(0).max(-1)  # (2,B,M) -> (B,M) -> (B,)
     return a[torch.arange(len(s), device=s.device), i], value
 
 
@@ -376,17 +375,16 @@ class Agent(nn.Module):
         self.policy_optimizer.zero_grad()
         actor_loss.backward()
         self.policy_optimizer.step()
-        entropy = entropy.detach()
         self.dual_optimizer.zero_grad()
         if args.autotune:  # Eq. (11)
-            (self.log_alpha * (entropy - self.target_entropy)).backward()
+            (self.log_alpha * (entropy.detach() - self.target_entropy)).backward()
         if args.autotune_temperature:  # Eq. (6)
             (self.log_temperature * (ess_share - args.ess_target)).backward()
         self.dual_optimizer.step()
         self.log_alpha.data.clamp_(max=14)  # α < 1.3e6
         self.log_temperature.data.clamp_(-14, 14)  # T > 8e-7: no 0/0 in Eq. (5)
-        losses = {"actor_loss": actor_loss.detach(), "entropy": entropy, "ess": ess_share}
-        losses |= {"flow_matching": flow_matching.detach()}
+        losses = {"actor_loss": actor_loss.detach(), "entropy": entropy.detach()}
+        losses |= {"flow_matching": flow_matching.detach(), "ess": ess_share}
         return losses | {"alpha": alpha, "temperature": temperature}
 
 
@@ -457,19 +455,18 @@ def run_evaluation(agent, envs, progress, run_dir, writer, stop) -> None:
     episodes = evaluate(agent, envs, stop)
     if not episodes:  # stopped: a resumed run evaluates again
         return
-    step = progress.step
     means = {name: np.mean([each[name] for each in episodes]) for name in episodes[0]}
-    log(writer, "eval/", means, step)
-    progress.eval_returns[step] = float(means["return"])
+    log(writer, "eval/", means, progress.step)
+    progress.eval_returns[progress.step] = float(means["return"])
     header = ",".join(["step", "episode", *episodes[0], "seconds"]) + "\n"
     for i, metrics in enumerate(episodes):
-        row = [step, i, *metrics.values(), int(progress.seconds)]
+        row = [progress.step, i, *metrics.values(), int(progress.seconds)]
         progress.eval_rows += ",".join(map(str, row)) + "\n"
     save_file(run_dir / "eval.csv", header + progress.eval_rows)
     best = max(progress.eval_returns.values())
     policy = {"args": asdict(agent.args), "dims": agent.dims, "agent": agent.state_dict()}
     save_file(run_dir / "policy.pt", policy)
-    tqdm.write(f"step {step:,}: return {means['return']:.1f}, best {best:.1f}")
+    tqdm.write(f"step {progress.step:,}: return {means['return']:.1f}, best {best:.1f}")
 
 
 def log(writer: SummaryWriter, prefix: str, values: dict, step: int) -> None:
@@ -501,6 +498,9 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
     eval_envs = [make_env(task) for _ in range(args.eval_episodes)]
     obs_dim = env.observation_space.shape[0]
     action_dim = env.action_space.shape[0]
+    needed = 8e-9 * args.buffer_size * (2 * obs_dim + action_dim + 2)  # and a copy of it
+    if needed > psutil.virtual_memory().available / 1e9:
+        raise SystemExit(f"error: --buffer-size needs {needed:.1f} GB, more than is free")
     buffer = ReplayBuffer(args.buffer_size, obs_dim, action_dim, device)
     agent = Agent(obs_dim, action_dim, args).to(device)  # Alg. 1, line 1
     progress = SimpleNamespace(  # actions: of the current episode; losses: the latest

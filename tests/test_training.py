@@ -321,6 +321,7 @@ def test_a_loss_that_is_not_finite_is_named_when_it_is_logged(tmp_path):
         ({"hidden_dim": 1_000_000}, "--hidden-dim"),
         ({"num_candidates": 3, "ess_target": 0.3}, "--num-candidates"),
         ({"alpha": math.inf}, "--alpha"),
+        ({"buffer_size": 10**12}, "--buffer-size needs 80000.0 GB"),
         ({"env_id": "Endless-v0"}, "max_episode_steps"),
         ({"flow_steps": 0}, "--flow-steps"),
         ({"gamma": 1.5}, "--gamma"),

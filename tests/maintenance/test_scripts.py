@@ -14,7 +14,7 @@ import tyro
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ["fmer_continuous", "fmer_kitchen"]
 PACKAGES = {"torch", "gymnasium", "gymnasium_robotics", "mujoco", "tyro", "tensorboard"}
-PACKAGES |= {"numpy", "tqdm", "filelock"}
+PACKAGES |= {"numpy", "tqdm", "filelock", "psutil"}
 
 
 @pytest.fixture(params=SCRIPTS)
