@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 import zipfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -180,9 +181,8 @@ class MLP(nn.Module):
     def __init__(self, in_dims, hidden_dim, out_dim, layer_norm=False):
         super().__init__()
         norm = nn.LayerNorm if layer_norm else nn.Identity
-        first, *others = in_dims
-        self.inputs = nn.ModuleList([nn.Linear(first, hidden_dim)])
-        self.inputs += [nn.Linear(dim, hidden_dim, bias=False) for dim in others]
+        self.inputs = nn.ModuleList([nn.Linear(in_dims[0], hidden_dim)])
+        self.inputs += [nn.Linear(dim, hidden_dim, bias=False) for dim in in_dims[1:]]
         self.norm1 = norm(hidden_dim)
         self.hidden = nn.Linear(hidden_dim, hidden_dim)
         self.norm2 = norm(hidden_dim)
@@ -349,20 +349,18 @@ class Agent(nn.Module):
 
     def update_actor(self, s) -> dict:
         """Alg. 1, lines 7-9: a step on L_π = L_CFM − α·H, then on log α and log T."""
-        args = self.args
         alpha = self.log_alpha.detach().exp()
         temperature = self.log_temperature.detach().exp()
-        path = self.sample(s, args.num_candidates)  # (K+1,B,N,d), Eq. (2)
+        path = self.sample(s, self.args.num_candidates)  # (K+1,B,N,d), Eq. (2)
         x1 = path[-1]
-        with torch.no_grad():
-            q = self.critic(s.unsqueeze(1), x1.tanh()).amin(0)  # (B,N), Eq. (4)
+        q = self.critic(s.unsqueeze(1), x1.tanh()).amin(0).detach()  # (B,N), Eq. (4)
         weights, ess = candidate_weights(q, temperature)  # Eqs. (4)-(6)
-        ess_share = ess.mean() / args.num_candidates
+        ess_share = ess.mean() / self.args.num_candidates
         x0 = torch.randn_like(x1)  # not the noise that led to x1: independent of it
         t = torch.rand_like(x1[..., :1])  # (B,N,1)
         flow_matching = flow_matching_loss(self.velocity, s, x0, x1, t, weights)  # Eq. (7)
-        k = torch.randint(args.flow_steps, (len(s),), device=s.device)  # a step
-        if args.exact_entropy:
+        k = torch.randint(self.args.flow_steps, (len(s),), device=s.device)  # a step
+        if self.args.exact_entropy:
             entropy = sampler_entropy(self.velocity, s, path[:, :, 0], k)  # Eq. (8)
         else:
             probe = torch.randn_like(x1[:, 0]).sign()
@@ -372,10 +370,10 @@ class Agent(nn.Module):
         actor_loss.backward()
         self.policy_optimizer.step()
         self.dual_optimizer.zero_grad()
-        if args.autotune:  # Eq. (11)
+        if self.args.autotune:  # Eq. (11)
             (self.log_alpha * (entropy.detach() - self.target_entropy)).backward()
-        if args.autotune_temperature:  # Eq. (6)
-            (self.log_temperature * (ess_share - args.ess_target)).backward()
+        if self.args.autotune_temperature:  # Eq. (6)
+            (self.log_temperature * (ess_share - self.args.ess_target)).backward()
         self.dual_optimizer.step()
         self.log_alpha.data.clamp_(max=14)  # α < 1.3e6
         self.log_temperature.data.clamp_(-14, 14)  # T > 8e-7: no 0/0 in Eq. (5)
@@ -427,8 +425,8 @@ def save_checkpoint(run_dir: Path, agent, buffer, progress) -> None:
 def load_checkpoint(run_dir: Path, agent, buffer) -> SimpleNamespace:
     """Restore in place. SystemExit if it is missing, damaged or of other flags."""
     try:
-        with zipfile.ZipFile(run_dir / "checkpoint.pt") as file:
-            assert not file.testzip(), "damaged"  # torch does not look at checksums
+        if zipfile.ZipFile(run_dir / "checkpoint.pt").testzip():  # torch does not look
+            raise ValueError("a checksum of it is wrong")
         saved = torch.load(run_dir / "checkpoint.pt", map_location="cpu", weights_only=True)
         for flag, value in asdict(Args(**saved["args"])).items():
             if flag not in MAY_CHANGE and getattr(agent.args, flag) != value:
@@ -441,7 +439,7 @@ def load_checkpoint(run_dir: Path, agent, buffer) -> SimpleNamespace:
         progress = SimpleNamespace(**saved["progress"])
         buffer.rows[: len(saved["rows"])] = saved["rows"]
     except Exception as error:
-        raise SystemExit(f"error: cannot resume {run_dir}: {error!r:.150}") from None
+        raise SystemExit(f"error: cannot resume {run_dir}: {str(error)!r:.150}") from None
     buffer.num_added = progress.step  # a transition in each step
     return progress
 
@@ -469,6 +467,8 @@ def log(writer: SummaryWriter, prefix: str, values: dict, step: int) -> None:
     """To TensorBoard. SystemExit with the name of a value that is not finite."""
     for name, value in values.items():
         writer.add_scalar(prefix + name, value, step)
+        if name in ("alpha", "temperature") and (0 < value < 9e-7 or value > 1e6):
+            warnings.warn(f"{name} has run away: see losses/{name}", stacklevel=2)
     require_finite(f"step {step}: {prefix}", values)
 
 
@@ -490,6 +490,8 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
     try:
         env = make_env(task)
     except (gym.error.Error, ModuleNotFoundError) as error:
+        if not label.startswith(str(getattr(error.__cause__, "name", ""))):
+            raise  # the user's module imports what is not there
         raise SystemExit(f"error: cannot make {task!r}: {error}") from None
     eval_envs = [make_env(task) for _ in range(args.eval_episodes)]
     obs_dim = env.observation_space.shape[0]

@@ -2,6 +2,7 @@
 are not finite, damaged files, two processes in one place, signals. Exact resume is tested
 in test_resume.py, refused flags in test_training.py."""
 
+import math
 import os
 import random
 import signal
@@ -9,12 +10,14 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from torch.utils.tensorboard import SummaryWriter
 
 import fmer_continuous
 import fmer_kitchen
@@ -70,6 +73,26 @@ def test_a_run_that_cannot_begin_leaves_no_directory(tmp_path, monkeypatch):
     monkeypatch.setattr(Target, "reset", lambda self, seed=None, options=None: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "module", "error"),
+    [
+        ("import not_installed", "broken_module", ModuleNotFoundError),
+        ("1 / 0", "other_broken_module", ZeroDivisionError),
+        ("", "no_such_module", SystemExit),
+    ],
+)
+def test_a_bug_in_the_users_module_keeps_its_traceback(
+    tmp_path, monkeypatch, text, module, error
+):
+    """Only the module that the flag names is one line if it is not there."""
+    if text:
+        (tmp_path / f"{module}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(error, match="not_installed|division|^error: cannot make"):
+        run(tmp_path / "run", env_id=f"{module}:Task-v0")
     assert not (tmp_path / "run").exists()
 
 
@@ -295,6 +318,22 @@ def test_a_multiplier_stops_at_its_bound(fmer):
     assert agent.log_temperature.item() == -14 and agent.log_alpha.item() == 14
     assert agent.velocity.net.out.bias.isfinite().all()
     assert not torch.equal(agent.velocity.net.out.bias, before)
+
+
+def test_a_multiplier_at_its_bound_is_reported_once(fmer, tmp_path):
+    writer = SummaryWriter(tmp_path)
+    sane = {"alpha": 0.0, "temperature": 1e-6, "entropy": -1e9}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for step in range(3):
+            fmer.log(writer, "losses/", sane | {"alpha": 1e-3 * step}, step)
+        assert not caught
+        for step in range(3):
+            fmer.log(writer, "losses/", sane | {"temperature": math.exp(-14)}, step)
+        (warning,) = caught
+        assert "temperature has run away" in str(warning.message)
+        fmer.log(writer, "losses/", sane | {"alpha": math.exp(14)}, 3)
+        assert "alpha has run away" in str(caught[-1].message) and len(caught) == 2
 
 
 def test_the_smallest_temperature_gives_finite_weights(fmer):

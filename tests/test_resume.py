@@ -390,7 +390,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_is_one_line(tmp_path):
         f"{tmp_path}/run",
     ]
     limited = subprocess.run(
-        ["bash", "-c", shell, "-", *script, *TINY, "--checkpoint-minutes", "0"],
+        ["bash", "-c", shell, "-", *script, *TINY, "--checkpoint-minutes", "0.002"],
         env=os.environ | {"PYTHONPATH": str(ROOT / "tests")},
         capture_output=True,
         text=True,
