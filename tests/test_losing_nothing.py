@@ -113,38 +113,32 @@ def test_an_error_during_an_evaluation_loses_no_step(tmp_path, monkeypatch):
     assert [step for step, _ in result["eval_returns"]] == [0, 20, 40, 60, 80, 97]
 
 
-def test_an_error_in_logging_the_end_of_an_episode_leaves_the_end_of_the_episode(
-    tmp_path, monkeypatch
-):
+def stopped_by_a_failing_log(directory, monkeypatch, prefix, step, **changes):
+    """A run whose events find no space at that step."""
     log = fmer_continuous.log
 
-    def fails(writer, prefix, values, step):
-        if prefix == "charts/episodic_" and step == 56:
+    def fails(writer, name, values, at):
+        if (name, at) == (prefix, step):
             raise OSError("no space for events")
-        log(writer, prefix, values, step)
+        log(writer, name, values, at)
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"):
         patch.setattr(fmer_continuous, "log", fails)
-        run(tmp_path / "run")
+        run(directory, **changes)
+
+
+def test_a_failing_log_at_the_end_of_an_episode_leaves_its_end(tmp_path, monkeypatch):
+    stopped_by_a_failing_log(tmp_path / "run", monkeypatch, "charts/episodic_", 56)
     progress = saved(tmp_path / "run")["progress"]
     assert (progress["step"], progress["episode"], progress["actions"]) == (56, 8, [])
     assert len(run(tmp_path / "run", resume=True)["buffer"]) == 97
 
 
-def test_an_evaluation_that_cannot_be_logged_is_made_again_and_recorded_once(
-    tmp_path, monkeypatch
-):
-    log = fmer_continuous.log
-
-    def fails(writer, prefix, values, step):
-        if prefix == "eval/" and step == 40:
-            raise OSError("no space for events")
-        log(writer, prefix, values, step)
-
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"):
-        patch.setattr(fmer_continuous, "log", fails)
-        run(tmp_path / "run", eval_interval=20)
-    run(tmp_path / "run", eval_interval=20, resume=True)
+def test_an_evaluation_that_is_not_logged_is_made_again(tmp_path, monkeypatch):
+    """And recorded once."""
+    changes = dict(eval_interval=20)
+    stopped_by_a_failing_log(tmp_path / "run", monkeypatch, "eval/", 40, **changes)
+    run(tmp_path / "run", **changes, resume=True)
     lines = (tmp_path / "run" / "eval.csv").read_text().splitlines()[1:]
     steps = [int(line.split(",")[0]) for line in lines]
     assert steps == [step for step in (0, 20, 40, 60, 80, 97) for _ in range(3)]
