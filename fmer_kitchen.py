@@ -496,10 +496,11 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
     eval_envs = [make_env(task) for _ in range(args.eval_episodes)]
     obs_dim = env.observation_space.shape[0]
     action_dim = env.action_space.shape[0]
-    needed = 8e-9 * args.buffer_size * (2 * obs_dim + action_dim + 2)  # and a copy of it
+    total = args.total_timesteps
+    needed = 8e-9 * min(args.buffer_size, total) * (2 * obs_dim + action_dim + 2)  # twice
     if needed > psutil.virtual_memory().available / 1e9:
         raise SystemExit(f"error: --buffer-size needs {needed:.1f} GB, more than is free")
-    buffer = ReplayBuffer(args.buffer_size, obs_dim, action_dim, device)
+    buffer = ReplayBuffer(min(args.buffer_size, total), obs_dim, action_dim, device)
     agent = Agent(obs_dim, action_dim, args).to(device)  # Alg. 1, line 1
     progress = SimpleNamespace(  # actions: of the current episode; losses: the latest
         step=0, episode=0, seconds=0.0, actions=[], losses={}, eval_rows="", eval_returns={}
@@ -522,7 +523,6 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
     print(f"device  {device}, CPU threads: {args.num_threads}")
     print(f"sizes   hidden {args.hidden_dim}, batch {args.batch_size}\nrun     {run_dir}")
     print(f"stop    Ctrl-C; then: python {sys.argv[0]} --run-dir {run_dir} --resume")
-    total = args.total_timesteps
     started = time.time() - progress.seconds
     bar = tqdm(total=total, initial=progress.step, smoothing=0, mininterval=1, miniters=1)
     last_save = time.time()

@@ -321,7 +321,7 @@ def test_a_loss_that_is_not_finite_is_named_when_it_is_logged(tmp_path):
         ({"hidden_dim": 1_000_000}, "--hidden-dim"),
         ({"num_candidates": 3, "ess_target": 0.3}, "--num-candidates"),
         ({"alpha": math.inf}, "--alpha"),
-        ({"buffer_size": 10**12}, "--buffer-size needs 80000.0 GB"),
+        ({"buffer_size": 10**12, "total_timesteps": 10**12}, "needs 80000.0 GB"),
         ({"env_id": "Endless-v0"}, "max_episode_steps"),
         ({"flow_steps": 0}, "--flow-steps"),
         ({"gamma": 1.5}, "--gamma"),
@@ -358,6 +358,10 @@ def test_bad_input_is_refused_before_training(tmp_path, changes, complaint):
     message = str(refusal.value)
     assert message.startswith("error: ") and complaint in message and "\n" not in message
     assert not (tmp_path / "run").exists()
+
+
+def test_the_buffer_is_no_larger_than_the_run(tmp_path):
+    assert len(run(tmp_path, buffer_size=10**12)["buffer"].rows) == 97
 
 
 def test_the_bounds_themselves_are_allowed(fmer):
