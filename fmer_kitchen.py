@@ -279,7 +279,7 @@ def sampler_entropy(velocity, s, path, k):
     log_det = torch.linalg.slogdet(step_jacobian).logabsdet  # (B,)
     before = F.logsigmoid(2 * x) + F.logsigmoid(-2 * x)  # log ¼ sech² x, the ¼ cancels
     after = F.logsigmoid(2 * next_x) + F.logsigmoid(-2 * next_x)
-    return d * BASE_ENTROPY + (log_det + (after - before).sum(-1)).mean() / h  # K·
+    return d * BASE_ENTROPY + (log_det + (after - before).sum(-1)).mean() / h  # · K
 
 
 def ode_entropy(velocity, s, path, k, probe):
@@ -305,7 +305,7 @@ class Agent(nn.Module):
         self.velocity = VelocityField(obs_dim, action_dim, args.hidden_dim)
         self.critic = TwinQ(obs_dim, action_dim, args.hidden_dim, args.layer_norm)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
-        self.log_alpha = nn.Parameter(torch.tensor(args.alpha).log().clamp(-200))  # finite
+        self.log_alpha = nn.Parameter(torch.tensor(args.alpha).log().clamp(-200))  # not -∞
         self.log_temperature = nn.Parameter(torch.tensor(args.temperature).log())
         self.policy_optimizer = Adam(self.velocity.parameters(), args.policy_lr, fused=True)
         self.q_optimizer = Adam(self.critic.parameters(), args.q_lr, fused=True)
@@ -356,6 +356,7 @@ class Agent(nn.Module):
         q = self.critic(s.unsqueeze(1), x1.tanh()).amin(0).detach()  # (B,N), Eq. (4)
         weights, ess = candidate_weights(q, temperature)  # Eqs. (4)-(6)
         ess_share = ess.mean() / self.args.num_candidates
+
         x0 = torch.randn_like(x1)  # not the noise that led to x1: independent of it
         t = torch.rand_like(x1[..., :1])  # (B,N,1)
         flow_matching = flow_matching_loss(self.velocity, s, x0, x1, t, weights)  # Eq. (7)
@@ -425,8 +426,7 @@ def save_checkpoint(run_dir: Path, agent, buffer, progress) -> None:
 def load_checkpoint(run_dir: Path, agent, buffer) -> SimpleNamespace:
     """Restore in place. SystemExit if it is missing, damaged or of other flags."""
     try:
-        if zipfile.ZipFile(run_dir / "checkpoint.pt").testzip():  # torch does not look
-            raise ValueError("a checksum of it is wrong")
+        assert not zipfile.ZipFile(run_dir / "checkpoint.pt").testzip(), "a wrong checksum"
         saved = torch.load(run_dir / "checkpoint.pt", map_location="cpu", weights_only=True)
         for flag, value in asdict(Args(**saved["args"])).items():
             if flag not in MAY_CHANGE and getattr(agent.args, flag) != value:
@@ -544,7 +544,7 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
                 action = (2 * torch.rand(action_dim, device=device) - 1).cpu().numpy()
             else:
                 action = agent.act(obs[None])[0]
-                with_actor = step % args.policy_frequency == 0  # lines 4, 6: before line 11
+                with_actor = step % args.policy_frequency == 0  # Alg. 1, lines 4, 6
                 progress.losses |= agent.update(buffer.sample(args.batch_size), with_actor)
             next_obs, reward, terminated, truncated, info = env.step(action)  # line 11
             buffer.add(obs, action, reward, next_obs, terminated)
