@@ -46,7 +46,13 @@ def commands():
 
 
 @pytest.mark.parametrize(
-    "folder, ablations", [("results", False), ("results", True), ("results/backup", False)]
+    "folder, ablations",
+    [
+        ("results", False),
+        ("results", True),
+        ("results/backup", False),
+        ("results/selection", False),
+    ],
 )
 def test_tables_are_the_output_of_their_command(folder, ablations):
     args = learning_curves.Args(results=ROOT / folder, ablations=ablations)
