@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tqdm import tqdm
 
 import fmer_continuous
 import fmer_kitchen
@@ -356,6 +357,7 @@ def test_killing_the_writer_never_leaves_an_unreadable_file(tmp_path):
         child = os.fork()
         if not child:
             os.close(1), os.close(2)
+            tqdm.set_lock(threading.RLock())  # its own: killed with the parent's, both hang
             slow = dict(total_timesteps=10_000, hidden_dim=307)  # some MB to write
             try:
                 run(

@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from multiprocessing import Array
 from pathlib import Path
 
 import tyro
+from tqdm import tqdm
 
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 
@@ -68,6 +70,7 @@ def run(directory, phase, **changes):
         return child
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(1, 2)
+    tqdm.set_lock(threading.RLock())  # not the parent's: it dies holding it
     for name in ("evaluate", "save_checkpoint"):
         watch(phase, name)
     fmer.main(fmer.Args(**SETTINGS, run_dir=str(directory), **changes))
