@@ -3,36 +3,23 @@ are not finite, damaged files, two processes in one place, signals. Exact resume
 in test_resume.py, refused flags in test_training.py."""
 
 import math
-import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from filelock import FileLock
+from test_resume import command, saved
+from test_training import run
 from torch.utils.tensorboard import SummaryWriter
 
 import fmer_continuous
 import fmer_kitchen
 from envs import SMALL, Target, at_step
-
-ROOT = Path(__file__).parent.parent
-
-
-def run(directory, **changes):
-    settings = SMALL | dict(env_id="Target-v0", run_dir=str(directory)) | changes
-    return fmer_continuous.main(fmer_continuous.Args(**settings))
-
-
-def saved(directory):
-    return torch.load(directory / "checkpoint.pt", weights_only=True)
 
 
 def all_finite(value):
@@ -62,17 +49,17 @@ def test_an_error_in_the_environment_leaves_a_checkpoint_of_the_last_whole_step(
     with monkeypatch.context() as patch:
         patch.setattr(Target, method, fails)
         with pytest.raises(OSError, match="licence") as error:
-            run(tmp_path / "run")
+            run(tmp_path)
     assert error.traceback[-1].name == "fails"
     assert saved(tmp_path / "run")["progress"]["step"] == last_step
-    result = run(tmp_path / "run", resume=True)
+    result = run(tmp_path, resume=True)
     assert len(result["buffer"]) == 97
 
 
 def test_a_run_that_cannot_begin_leaves_no_directory(tmp_path, monkeypatch):
     monkeypatch.setattr(Target, "reset", lambda self, seed=None, options=None: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        run(tmp_path / "run")
+        run(tmp_path)
     assert not (tmp_path / "run").exists()
 
 
@@ -92,7 +79,7 @@ def test_a_bug_in_the_users_module_keeps_its_traceback(
         (tmp_path / f"{module}.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(error, match="not_installed|division|^error: cannot make"):
-        run(tmp_path / "run", env_id=f"{module}:Task-v0")
+        run(tmp_path, env_id=f"{module}:Task-v0")
     assert not (tmp_path / "run").exists()
 
 
@@ -107,13 +94,13 @@ def test_an_error_during_an_evaluation_loses_no_step(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="fell over"):
         patch.setattr(fmer_continuous, "evaluate", fails)
-        run(tmp_path / "run", eval_interval=20)
+        run(tmp_path, eval_interval=20)
     assert saved(tmp_path / "run")["progress"]["step"] == 40
-    result = run(tmp_path / "run", eval_interval=20, resume=True)
+    result = run(tmp_path, eval_interval=20, resume=True)
     assert [step for step, _ in result["eval_returns"]] == [0, 20, 40, 60, 80, 97]
 
 
-def stopped_by_a_failing_log(directory, monkeypatch, prefix, step, **changes):
+def stopped_by_a_failing_log(tmp_path, monkeypatch, prefix, step, **changes):
     """A run whose events find no space at that step."""
     log = fmer_continuous.log
 
@@ -124,28 +111,28 @@ def stopped_by_a_failing_log(directory, monkeypatch, prefix, step, **changes):
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"):
         patch.setattr(fmer_continuous, "log", fails)
-        run(directory, **changes)
+        run(tmp_path, **changes)
 
 
 def test_a_failing_log_at_the_end_of_an_episode_leaves_its_end(tmp_path, monkeypatch):
-    stopped_by_a_failing_log(tmp_path / "run", monkeypatch, "charts/episodic_", 56)
+    stopped_by_a_failing_log(tmp_path, monkeypatch, "charts/episodic_", 56)
     progress = saved(tmp_path / "run")["progress"]
     assert (progress["step"], progress["episode"], progress["actions"]) == (56, 8, [])
-    assert len(run(tmp_path / "run", resume=True)["buffer"]) == 97
+    assert len(run(tmp_path, resume=True)["buffer"]) == 97
 
 
 def test_an_evaluation_that_is_not_logged_is_made_again(tmp_path, monkeypatch):
     """And recorded once."""
     changes = dict(eval_interval=20)
-    stopped_by_a_failing_log(tmp_path / "run", monkeypatch, "eval/", 40, **changes)
-    run(tmp_path / "run", **changes, resume=True)
+    stopped_by_a_failing_log(tmp_path, monkeypatch, "eval/", 40, **changes)
+    run(tmp_path, **changes, resume=True)
     lines = (tmp_path / "run" / "eval.csv").read_text().splitlines()[1:]
     steps = [int(line.split(",")[0]) for line in lines]
     assert steps == [step for step in (0, 20, 40, 60, 80, 97) for _ in range(3)]
 
 
 def test_a_reward_may_be_an_array_of_one_element(tmp_path):
-    plain, arrays = run(tmp_path / "a"), run(tmp_path / "b", env_id="OneElement-v0")
+    plain, arrays = run(tmp_path, "a"), run(tmp_path, "b", env_id="OneElement-v0")
     assert torch.equal(plain["buffer"].rows, arrays["buffer"].rows)
 
 
@@ -176,7 +163,7 @@ def test_a_transition_that_is_not_finite_stops_the_run_at_its_step(
 
     monkeypatch.setattr(Target, "step", poisoned)
     with pytest.raises(SystemExit, match=f"^error: step 53: {name} is not finite$"):
-        run(tmp_path / "run")
+        run(tmp_path)
     left = saved(tmp_path / "run")
     assert left["progress"]["step"] == 52 and all_finite(left)
 
@@ -220,13 +207,13 @@ def test_what_is_not_finite_is_never_saved(tmp_path, monkeypatch, poison, name, 
     at_step(monkeypatch, fmer_continuous, step, lambda: poison(**built))
     stays = f"^error: .*checkpoint.pt stays as it was: {name} is not finite$"
     with pytest.raises(SystemExit, match=stays):
-        run(tmp_path / "run", checkpoint_minutes=0)
+        run(tmp_path, checkpoint_minutes=0)
     left = saved(tmp_path / "run")
     assert left["progress"]["step"] == step - 1 and all_finite(left)
 
 
 def test_a_policy_that_is_not_finite_is_not_published(tmp_path):
-    agent = run(tmp_path / "run", eval_interval=97)["agent"]
+    agent = run(tmp_path, eval_interval=97)["agent"]
     before = (tmp_path / "run" / "policy.pt").read_bytes()
     torch.nn.init.constant_(agent.velocity.net.out.bias, torch.nan)
     policy = {"agent": agent.state_dict()}
@@ -237,7 +224,7 @@ def test_a_policy_that_is_not_finite_is_not_published(tmp_path):
 
 def test_no_entropy_term_is_no_infinity(tmp_path):
     """α = 0, whose logarithm would not be finite."""
-    result = run(tmp_path / "run", alpha=0.0, autotune=False)
+    result = run(tmp_path, alpha=0.0, autotune=False)
     assert result["agent"].log_alpha.exp() == 0 and all_finite(saved(tmp_path / "run"))
 
 
@@ -246,7 +233,7 @@ def test_no_entropy_term_is_no_infinity(tmp_path):
 
 def test_a_damaged_checkpoint_is_refused_or_harmless(tmp_path):
     """Bytes changed at random: found by the checksum, if anything that is read changed."""
-    run(tmp_path / "run", total_timesteps=40)
+    run(tmp_path, total_timesteps=40)
     path = tmp_path / "run" / "checkpoint.pt"
     good, reference = path.read_bytes(), saved(tmp_path / "run")
     generator, refused = random.Random(1), 0
@@ -256,7 +243,7 @@ def test_a_damaged_checkpoint_is_refused_or_harmless(tmp_path):
         damaged[position] ^= 1 << generator.randrange(8)
         path.write_bytes(damaged)
         try:
-            left = run(tmp_path / "run", total_timesteps=40, resume=True)
+            left = run(tmp_path, total_timesteps=40, resume=True)
         except SystemExit as error:
             assert str(error).startswith("error: cannot resume") and "\n" not in str(error)
             assert path.read_bytes() == damaged, "never overwritten"
@@ -269,24 +256,24 @@ def test_a_damaged_checkpoint_is_refused_or_harmless(tmp_path):
 
 
 def test_a_policy_is_no_checkpoint(tmp_path):
-    run(tmp_path / "run", eval_interval=97)
+    run(tmp_path, eval_interval=97)
     (tmp_path / "run" / "policy.pt").replace(tmp_path / "run" / "checkpoint.pt")
     with pytest.raises(SystemExit, match="^error: cannot resume .*policy_optimizer"):
-        run(tmp_path / "run", eval_interval=97, resume=True)
+        run(tmp_path, eval_interval=97, resume=True)
 
 
 # --- One run, one process -----------------------------------------------------------------
 
 
 def test_a_run_that_is_going_on_is_refused_in_one_line(tmp_path):
-    run(tmp_path / "run", total_timesteps=40)
+    run(tmp_path, total_timesteps=40)
     before = saved(tmp_path / "run")["agent"]
     with FileLock(tmp_path / "run" / "lock"):
         with pytest.raises(SystemExit, match="^error: .*lock.* could not be acquired"):
-            run(tmp_path / "run", resume=True)
+            run(tmp_path, resume=True)
     after = saved(tmp_path / "run")["agent"]
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert len(run(tmp_path / "run", resume=True)["buffer"]) == 97, "free again"
+    assert len(run(tmp_path, resume=True)["buffer"]) == 97, "free again"
 
 
 # --- Multipliers --------------------------------------------------------------------------
@@ -352,16 +339,9 @@ def test_the_kitchens_tasks_are_named_or_counted():
 
 
 def start(directory, *flags, **options):
-    """fmer_continuous.py on an environment of tests/envs.py."""
-    flags = ["--run-dir", str(directory), "--no-cuda", "--eval-interval", "0", *flags]
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "fmer_continuous.py"), *flags],
-        env=os.environ | {"PYTHONPATH": str(ROOT / "tests")},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **options,
-    )
+    """fmer_continuous.py, without evaluations."""
+    common = ["--run-dir", str(directory), "--no-cuda", "--eval-interval", "0"]
+    return command(*common, *flags, **options)
 
 
 def wait_for(process, path):
