@@ -14,7 +14,6 @@ Algorithm 1 (v of parameters θ, twin critics of parameters φ, replay buffer D)
  9              dual Adam steps: log α by Eq. (11), log T by Eq. (6)
 10          φ̄ ← (1−τ)φ̄ + τφ
 11      step the environment with a, store the transition
-
 The paper's: (1), (3)-(7), (9), (10), (14); a summary's: (2), (11); ours: the rest. See
 README.md, also for what does not hold. B states of S numbers, actions of d, N candidates.
 """
@@ -204,11 +203,11 @@ class VelocityField(nn.Module):
         self.net = MLP([obs_dim, 8, action_dim], hidden_dim, action_dim)
         nn.init.zeros_(self.net.out.weight)  # v = 0: π starts as tanh N(0,I)
         nn.init.zeros_(self.net.out.bias)
+        self.register_buffer("omega", math.pi * 2.0 ** torch.arange(4), persistent=False)
 
     def forward(self, s, x, t):
-        phase = math.pi * 2.0 ** torch.arange(4, device=t.device) * t  # (…,4)
-        embedding = torch.cat([phase.cos(), phase.sin()], -1)  # with 2π, t = 1 were 0
-        return self.net(s, embedding, x)
+        phase = self.omega * t  # (…,4); π and not 2π: t = 0 and 1 must differ
+        return self.net(s, torch.cat([phase.cos(), phase.sin()], -1), x)
 
 
 class TwinQ(nn.Module):
@@ -355,7 +354,8 @@ class Agent(nn.Module):
         temperature = self.log_temperature.detach().exp()
         path = self.sample(s, self.args.num_candidates)  # (K+1,B,N,d), Eq. (2)
         x1 = path[-1]
-        q = self.critic(s.unsqueeze(1), x1.tanh()).amin(0).detach()  # (B,N), Eq. (4)
+        with torch.no_grad():
+            q = self.critic(s.unsqueeze(1), x1.tanh()).amin(0)  # (B,N), Eq. (4)
         weights, ess = candidate_weights(q, temperature)  # Eqs. (4)-(6)
         ess_share = ess.mean() / self.args.num_candidates
 
@@ -499,7 +499,7 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
     obs_dim = env.observation_space.shape[0]
     action_dim = env.action_space.shape[0]
     total = args.total_timesteps
-    needed = 8e-9 * min(args.buffer_size, total) * (2 * obs_dim + action_dim + 2)  # twice
+    needed = 8e-9 * min(args.buffer_size, total) * (2 * obs_dim + action_dim + 2)  # GB, ×2
     if needed > psutil.virtual_memory().available / 1e9:
         raise SystemExit(f"error: --buffer-size needs {needed:.1f} GB, more than is free")
     buffer = ReplayBuffer(min(args.buffer_size, total), obs_dim, action_dim, device)
@@ -512,9 +512,8 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
     obs, _ = env.reset(seed=episode_seed(args.seed, progress.episode))
     for action in progress.actions:  # resumed in mid-episode: replay it
         obs, *_ = env.step(np.array(action, np.float32))
-    lock = FileLock(run_dir / "lock")  # ends with its process; makes the directory
-    try:
-        lock.acquire(timeout=0)
+    try:  # a lock that ends with its process; it makes the directory
+        lock = FileLock(run_dir / "lock").acquire(timeout=0).lock
     except OSError as error:
         raise SystemExit(f"error: cannot use {run_dir}, perhaps in use: {error}") from None
     writer = SummaryWriter(run_dir, purge_step=progress.step + 1, flush_secs=10)
@@ -570,7 +569,8 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
     finally:  # also after an error: all whole steps, the agent perhaps an update ahead
         bar.close()
         save_checkpoint(run_dir, agent, buffer, progress)
-        writer.close()
+        for resource in [writer, env, *eval_envs]:
+            resource.close()
         lock.release()
     eval_returns = list(progress.eval_returns.items())
     return dict(eval_returns=eval_returns, run_dir=str(run_dir), agent=agent, buffer=buffer)
@@ -583,9 +583,9 @@ if __name__ == "__main__":
         stop.set()  # a second one ends the run at once, but for hangups, which come twice
         signal.signal(number, signal.SIG_DFL if number > 1 else signal.SIG_IGN)
 
-    for name in {"SIGINT", "SIGTERM", "SIGHUP"} & set(dir(signal)):  # Windows has no SIGHUP
-        if signal.getsignal(getattr(signal, name)) != signal.SIG_IGN:  # as nohup does
-            signal.signal(getattr(signal, name), on_signal)
+    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGINT)):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup does
+            signal.signal(number, on_signal)
     sys.path.append(os.getcwd())  # where module:id looks for a module of the user's
     args = tyro.cli(Args)
     if args.resume:

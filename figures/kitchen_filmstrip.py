@@ -72,8 +72,7 @@ def load(path: Path) -> tuple[list[str], fmer.Agent]:
     args = fmer.Args(**saved["args"])
     agent = fmer.Agent(*saved["dims"], args)
     agent.load_state_dict(saved["agent"])
-    tasks = fmer.chosen_tasks(args)
-    return list(dict.fromkeys(tasks)), agent
+    return fmer.chosen_tasks(args), agent
 
 
 def main(args: Args) -> None:

@@ -83,6 +83,27 @@ def test_a_bug_in_the_users_module_keeps_its_traceback(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("failing_step", [None, 53])
+def test_environments_are_closed(tmp_path, monkeypatch, failing_step):
+    """The one that trains and the three that evaluate, also after an error."""
+    closed, stepped, step = [], [], Target.step
+
+    def fails(self, action):
+        stepped.append(1)
+        if len(stepped) == failing_step:
+            raise RuntimeError("the simulator fell over")
+        return step(self, action)
+
+    monkeypatch.setattr(Target, "step", fails)
+    monkeypatch.setattr(Target, "close", lambda self: closed.append(self))
+    if failing_step:
+        with pytest.raises(RuntimeError, match="fell over"):
+            run(tmp_path)
+    else:
+        run(tmp_path)
+    assert len(set(closed)) == 4
+
+
 def test_an_error_during_an_evaluation_loses_no_step(tmp_path, monkeypatch):
     evaluate, evaluated = fmer_continuous.evaluate, []
 
