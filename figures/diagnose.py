@@ -5,8 +5,8 @@
 The first has the return of the best of M samples, and how far the critics are from the
 discounted return that followed (mean over the steps of min_j Q_j(s, a) minus it; of an
 episode cut by its time limit the last 500 steps do not count). The second has, at the
-states of these episodes: the correlation of Q_1 and Q_2 over the candidates (if it is 0,
-advantages are noise, and so is what they select), the deviation of min_j Q_j over them, the
+states of these episodes: the correlation of Q_1 and Q_2 over the candidates (where it is 0,
+neither twin confirms the other's choice), the deviation of min_j Q_j over them, the
 deviation of an action, the entropy of Eq. (8); and the entropy at replayed states.
 """
 
