@@ -14,8 +14,7 @@ Algorithm 1 (v of parameters θ, twin critics of parameters φ, replay buffer D)
  9              dual Adam steps: log α by Eq. (11), log T by Eq. (6)
 10          φ̄ ← (1−τ)φ̄ + τφ
 11      step the environment with a, store the transition
-The paper's: (1), (3)-(7), (9), (10), (14); a summary's: (2), (11); ours: the rest. See
-README.md, also for what does not hold. B states of S numbers, actions of d, N candidates.
+README.md has where each equation is from, and what does not hold. B states of S numbers.
 """
 
 import copy
@@ -46,7 +45,7 @@ from tqdm import tqdm
 
 BASE_ENTROPY = 0.6698041182  # H_0 in Eq. (8), by quadrature: nats of tanh N(0,1)
 EVAL_SEED = 2**31  # evaluation's seeds start here, training's stay below
-OPTIMIZERS = ["policy_optimizer", "q_optimizer", "dual_optimizer"]
+OPTIMIZERS = ["policy_optimizer", "q_optimizer"]
 MAY_CHANGE = {"total_timesteps", "run_dir", "resume", "checkpoint_minutes", "num_threads"}
 
 
@@ -70,6 +69,7 @@ class Args:
     learning_starts: int = 5_000  # random actions before learning
     buffer_size: int = 1_000_000  # transitions kept for replay
     batch_size: int = 256  # B, transitions in a critic update
+    normalize_observations: bool = False  # by their mean and deviation so far
     gamma: float = 0.99  # γ, discount factor, Eq. (12)
     tau: float = 0.005  # τ, Polyak step of the target critics
     q_lr: float = 1e-3  # learning rate of the critics, log α and log T
@@ -108,8 +108,8 @@ def check(args: Args) -> None:
     for flags, (low, high) in limits.items():
         for flag in flags.split():
             if not low <= getattr(args, flag) <= high:
-                name = "--" + flag.replace("_", "-")
-                raise SystemExit(f"error: {name} must lie between {low} and {high}")
+                flag = flag.replace("_", "-")
+                raise SystemExit(f"error: --{flag} must lie between {low} and {high}")
     if args.autotune_temperature and args.ess_target * args.num_candidates < 1:
         raise SystemExit("error: --ess-target must be at least 1/N, --num-candidates N")
 
@@ -118,13 +118,11 @@ def make_env(task: str, **options) -> gym.Env:
     """The task with flat observations and actions rescaled to [-1,1]^d.
     Raises gym.error.Error for an unknown id, other actions, or no time limit."""
     env = gym.make(task, **options)
-    if not env.spec.max_episode_steps:
-        raise gym.error.Error("no time limit: register it with max_episode_steps")
     space = env.action_space
     box = isinstance(space, gym.spaces.Box) and len(space.shape) == 1
     box = box and space.dtype.kind == "f" and space.is_bounded()
-    if not box or (space.low == space.high).any():
-        raise gym.error.Error(f"the actions {space} are not a bounded real vector")
+    if not box or (space.low == space.high).any() or not env.spec.max_episode_steps:
+        raise gym.error.Error(f"needs max_episode_steps and a bounded real vector: {space}")
     env = gym.wrappers.RescaleAction(env, -np.ones_like(space.low), np.ones_like(space.low))
     env = gym.wrappers.FlattenObservation(env)
     env = gym.wrappers.TransformReward(env, lambda r: np.asarray(r).item())
@@ -134,11 +132,6 @@ def make_env(task: str, **options) -> gym.Env:
 def episode_metrics(info: dict) -> dict[str, float]:
     """What is recorded of a finished episode, from its last `info`."""
     return {"return": float(info["episode"]["r"]), "length": int(info["episode"]["l"])}
-
-
-def episode_seed(seed: int, episode: int) -> int:
-    """The seed of a training episode, so that a resumed run can reset it again."""
-    return (seed + 1_000_003 * episode) % EVAL_SEED
 
 
 def require_finite(name: str, value) -> None:
@@ -258,11 +251,6 @@ def flow_matching_loss(velocity, s, x0, x1, t, weights):
     return (weights * error.square().sum(-1)).sum(-1).mean()
 
 
-def td_target(reward, terminated, next_value, gamma):
-    """y = r + γ·(1 − terminated)·V(s'), V by `best_of`.  Eq. (12), all (B,)."""
-    return reward + gamma * (1 - terminated) * next_value
-
-
 def sampler_entropy(velocity, s, path, k):
     """H = d·H_0 + Σ_k E[log|det(I + h·∂v/∂x)| + Σ_dims (log sech² x' − log sech² x)]
     Eq. (8): entropy (nats) of tanh x_1 if each Euler step x -> x' = x + h·v is one-to-one.
@@ -303,15 +291,18 @@ class Agent(nn.Module):
         self.args = args
         self.dims = (obs_dim, action_dim)
         self.target_entropy = args.target_entropy_scale * action_dim
+        self.register_buffer("count", torch.zeros(()))  # of observations
+        self.register_buffer("mean", torch.zeros(obs_dim))
+        self.register_buffer("variance", torch.ones(obs_dim))
         self.velocity = VelocityField(obs_dim, action_dim, args.hidden_dim)
         self.critic = TwinQ(obs_dim, action_dim, args.hidden_dim, args.layer_norm)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.log_alpha = nn.Parameter(torch.tensor(args.alpha).log().clamp(-200))  # not -∞
         self.log_temperature = nn.Parameter(torch.tensor(args.temperature).log())
-        self.policy_optimizer = Adam(self.velocity.parameters(), args.policy_lr, fused=True)
         self.q_optimizer = Adam(self.critic.parameters(), args.q_lr, fused=True)
-        duals = [self.log_alpha, self.log_temperature]
-        self.dual_optimizer = Adam(duals, args.q_lr, fused=True)
+        duals = {"params": [self.log_alpha, self.log_temperature], "lr": args.q_lr}
+        groups = [{"params": self.velocity.parameters()}, duals]
+        self.policy_optimizer = Adam(groups, args.policy_lr, fused=True)
 
     def sample(self, s, num_samples, generator=None):
         """Eq. (2) from fresh noise: s (B,S) -> path (K+1,B,num_samples,d)."""
@@ -319,18 +310,34 @@ class Agent(nn.Module):
         x0 = torch.randn(shape, device=s.device, generator=generator)
         return sample_path(self.velocity, s, x0, self.args.flow_steps)
 
-    def act(self, obs: np.ndarray, generator=None) -> np.ndarray:
-        """Alg. 1, line 3: the best of M samples, Eq. (14), (B,S) -> (B,d)."""
-        s = torch.as_tensor(obs, dtype=torch.float32, device=self.log_alpha.device)
+    def observe(self, obs: np.ndarray) -> None:
+        """Welford's running mean and variance, of one observation (S,) more."""
+        s = torch.as_tensor(obs).to(self.mean)
+        self.count += 1
+        error = s - self.mean
+        self.mean += error / self.count
+        self.variance += (error * (s - self.mean) - self.variance) / self.count
+
+    def normalize(self, s):
+        """(s − mean) / (σ + 0.01) within ±10; 0.01 for what hardly moves.  (B,S)"""
+        if not self.args.normalize_observations:
+            return s
+        return ((s - self.mean) / (self.variance.sqrt() + 0.01)).clamp(-10, 10)
+
+    def act(self, obs: np.ndarray, generator=None) -> tuple[np.ndarray, np.ndarray]:
+        """Alg. 1, line 3: the best of M samples, Eq. (14), (B,S) -> (B,d), its Q (B,)."""
+        s = self.normalize(torch.as_tensor(obs).to(self.mean))  # its type and device
         a = self.sample(s, self.args.num_act_candidates, generator)[-1].tanh()
-        action, _ = best_of(self.critic, s, a)
-        return action.cpu().numpy()
+        action, value = best_of(self.critic, s, a)
+        return action.cpu().numpy(), value.cpu().numpy()
 
     def update(self, batch: list[torch.Tensor], with_actor: bool) -> dict:
         """Alg. 1, lines 5-10. The losses stay on the device: the CPU does not wait."""
-        losses = self.update_critic(*batch)
+        s, a, r, next_s, terminated = batch
+        s = self.normalize(s)
+        losses = self.update_critic(s, a, r, self.normalize(next_s), terminated)
         if with_actor:
-            losses |= self.update_actor(batch[0][: self.args.actor_batch_size])
+            losses |= self.update_actor(s[: self.args.actor_batch_size])
         target = list(self.target_critic.parameters())
         online = [parameter.detach() for parameter in self.critic.parameters()]
         torch._foreach_lerp_(target, online, self.args.tau)  # line 10, in one call
@@ -340,7 +347,7 @@ class Agent(nn.Module):
         """Alg. 1, line 5: a step on L_Q = Σ_j E (Q_j(s,a) − y)².  Eqs. (12), (13)"""
         next_a = self.sample(next_s, self.args.num_target_candidates)[-1].tanh()
         _, next_value = best_of(self.target_critic, next_s, next_a)
-        y = td_target(r, terminated, next_value, self.args.gamma)  # (B,)
+        y = r + self.args.gamma * (1 - terminated) * next_value  # (B,), Eq. (12)
         q = self.critic(s, a)  # (2,B)
         q_loss = (q - y).square().mean(1).sum()  # Eq. (13); the log has half, per twin
         self.q_optimizer.zero_grad()
@@ -349,7 +356,7 @@ class Agent(nn.Module):
         return {"qf_loss": q_loss.detach() / 2, "qf_values": q.detach().mean()}
 
     def update_actor(self, s) -> dict:
-        """Alg. 1, lines 7-9: a step on L_π = L_CFM − α·H, then on log α and log T."""
+        """Alg. 1, lines 7-9: a step on L_π = L_CFM − α·H, and on log α and log T."""
         alpha = self.log_alpha.detach().exp()
         temperature = self.log_temperature.detach().exp()
         path = self.sample(s, self.args.num_candidates)  # (K+1,B,N,d), Eq. (2)
@@ -371,13 +378,11 @@ class Agent(nn.Module):
         actor_loss = flow_matching - alpha * entropy  # Eq. (10)
         self.policy_optimizer.zero_grad()
         actor_loss.backward()
-        self.policy_optimizer.step()
-        self.dual_optimizer.zero_grad()
         if self.args.autotune:  # Eq. (11)
             (self.log_alpha * (entropy.detach() - self.target_entropy)).backward()
         if self.args.autotune_temperature:  # Eq. (6)
             (self.log_temperature * (ess_share - self.args.ess_target)).backward()
-        self.dual_optimizer.step()
+        self.policy_optimizer.step()
         self.log_alpha.data.clamp_(max=14)  # α < 1.3e6
         self.log_temperature.data.clamp_(-14, 14)  # T > 8e-7: no 0/0 in Eq. (5)
         losses = {"actor_loss": actor_loss.detach(), "entropy": entropy.detach()}
@@ -386,13 +391,12 @@ class Agent(nn.Module):
 
 
 def evaluate(agent: Agent, envs: list[gym.Env], stop=None) -> list[dict]:
-    """Metrics of one episode in each environment, in lockstep; empty if `stop` is set.
-    Acts by Eq. (14) as well, on seeds and noise of its own: training is not affected."""
+    """Metrics of an episode in each by Eq. (14), on own seeds and noise; [] if stopped."""
     generator = torch.Generator(agent.log_alpha.device).manual_seed(EVAL_SEED)
     obs = [env.reset(seed=EVAL_SEED + i)[0] for i, env in enumerate(envs)]
     metrics = [{} for _ in envs]  # empty: still running
     while not all(metrics) and not (stop and stop.is_set()):
-        actions = agent.act(np.stack(obs), generator)
+        actions, _ = agent.act(np.stack(obs), generator)
         for i, env in enumerate(envs):
             if not metrics[i]:
                 obs[i], _, terminated, truncated, info = env.step(actions[i])
@@ -459,10 +463,9 @@ def run_evaluation(agent, envs, progress, run_dir, writer, stop) -> None:
         row = [progress.step, i, *metrics.values(), int(progress.seconds)]
         progress.eval_rows += ",".join(map(str, row)) + "\n"
     save_file(run_dir / "eval.csv", header + progress.eval_rows)
-    best = max(progress.eval_returns.values())
     policy = {"args": asdict(agent.args), "dims": agent.dims, "agent": agent.state_dict()}
     save_file(run_dir / "policy.pt", policy)
-    tqdm.write(f"step {progress.step:,}: return {means['return']:.1f}, best {best:.1f}")
+    tqdm.write(f"step {progress.step:,}: return {means['return']:.1f}")
 
 
 def log(writer: SummaryWriter, prefix: str, values: dict, step: int) -> None:
@@ -496,20 +499,19 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
             raise  # the user's module imports what is not there
         raise SystemExit(f"error: cannot make {task!r}: {error}") from None
     eval_envs = [make_env(task) for _ in range(args.eval_episodes)]
-    obs_dim = env.observation_space.shape[0]
-    action_dim = env.action_space.shape[0]
+    (obs_dim,), (action_dim,) = env.observation_space.shape, env.action_space.shape
     total = args.total_timesteps
     needed = 8e-9 * min(args.buffer_size, total) * (2 * obs_dim + action_dim + 2)  # GB, ×2
     if needed > psutil.virtual_memory().available / 1e9:
         raise SystemExit(f"error: --buffer-size needs {needed:.1f} GB, more than is free")
     buffer = ReplayBuffer(min(args.buffer_size, total), obs_dim, action_dim, device)
     agent = Agent(obs_dim, action_dim, args).to(device)  # Alg. 1, line 1
-    progress = SimpleNamespace(  # actions: of the current episode; losses: the latest
-        step=0, episode=0, seconds=0.0, actions=[], losses={}, eval_rows="", eval_returns={}
-    )
+    progress = SimpleNamespace(step=0, seconds=0.0, eval_rows="", eval_returns={})
+    progress.losses, progress.next_seed = {}, args.seed
+    progress.actions, progress.weight, progress.q_bias = [], 0.0, 0.0  # of the episode
     if args.resume:
         progress = load_checkpoint(run_dir, agent, buffer)
-    obs, _ = env.reset(seed=episode_seed(args.seed, progress.episode))
+    obs, _ = env.reset(seed=progress.next_seed)
     for action in progress.actions:  # resumed in mid-episode: replay it
         obs, *_ = env.step(np.array(action, np.float32))
     try:  # a lock that ends with its process; it makes the directory
@@ -517,15 +519,12 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
     except OSError as error:
         raise SystemExit(f"error: cannot use {run_dir}, perhaps in use: {error}") from None
     writer = SummaryWriter(run_dir, purge_step=progress.step + 1, flush_secs=10)
-    rows = "".join(f"\n|{flag}|{value}|" for flag, value in asdict(args).items())
-    writer.add_text("hyperparameters", "|flag|value|\n|-|-|" + rows)
-    save_file(run_dir / "args.json", json.dumps(asdict(args), indent=2))
-    print(f"task    {label}: {obs_dim} observations, {action_dim} actions")
-    print(f"device  {device}, CPU threads: {args.num_threads}")
-    print(f"sizes   hidden {args.hidden_dim}, batch {args.batch_size}\nrun     {run_dir}")
-    print(f"stop    Ctrl-C; then: python {sys.argv[0]} --run-dir {run_dir} --resume")
+    flags = json.dumps(asdict(args), indent=4)  # four spaces: code in TensorBoard
+    writer.add_text("hyperparameters", flags)
+    save_file(run_dir / "args.json", flags)
+    print(f"{run_dir}: {obs_dim} observations, {action_dim} actions, on the {device}")
     started = time.time() - progress.seconds
-    bar = tqdm(total=total, initial=progress.step, smoothing=0, mininterval=1, miniters=1)
+    bar = tqdm(total=total, initial=progress.step, mininterval=1)
     last_save = time.time()
     try:
         while True:  # Alg. 1, line 2
@@ -543,33 +542,34 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
             step += 1
             if step <= args.learning_starts:  # Alg. 1, line 3
                 action = (2 * torch.rand(action_dim, device=device) - 1).cpu().numpy()
+                value = 0.0
             else:
-                action = agent.act(obs[None])[0]
+                (action,), (value,) = agent.act(obs[None])
                 with_actor = step % args.policy_frequency == 0  # Alg. 1, lines 4, 6
                 progress.losses |= agent.update(buffer.sample(args.batch_size), with_actor)
             next_obs, reward, terminated, truncated, info = env.step(action)  # line 11
             buffer.add(obs, action, reward, next_obs, terminated)
+            agent.observe(obs)
             obs = next_obs
             progress.step = step
             progress.actions.append(action.tolist())
+            progress.weight = 1 + args.gamma * progress.weight  # of r in all returns so far
+            progress.q_bias += float(value - reward * progress.weight)
             if terminated or truncated:
-                progress.episode += 1
-                progress.actions = []
                 log(writer, "charts/episodic_", episode_metrics(info), step)
+                bias = progress.q_bias / len(progress.actions)
+                log(writer, "charts/", {"q_bias": bias}, step)
+                progress.actions, progress.weight, progress.q_bias = [], 0.0, 0.0
+                progress.next_seed = (progress.next_seed + 1_000_003) % EVAL_SEED
                 bar.set_postfix({"return": info["episode"]["r"]}, refresh=False)
-                obs, _ = env.reset(seed=episode_seed(args.seed, progress.episode))
+                obs, _ = env.reset(seed=progress.next_seed)
             if step % args.log_interval == 0:
                 log(writer, "charts/", {"SPS": step / (time.time() - started)}, step)
-                losses = {name: value.item() for name, value in progress.losses.items()}
-                log(writer, "losses/", losses, step)
+                log(writer, "losses/", progress.losses, step)
             bar.update()
-            if step == args.learning_starts:  # slower from here: restart the estimate
-                bar.initial = step
-                bar.start_t = bar.last_print_t = time.time()
     finally:  # also after an error: all whole steps, the agent perhaps an update ahead
-        bar.close()
         save_checkpoint(run_dir, agent, buffer, progress)
-        for resource in [writer, env, *eval_envs]:
+        for resource in [bar, writer, env, *eval_envs]:
             resource.close()
         lock.release()
     eval_returns = list(progress.eval_returns.items())

@@ -44,7 +44,7 @@ def load(run_dir: Path):
     known = fmer.Args.__dataclass_fields__  # older runs have flags that are gone
     args = fmer.Args(**{k: v for k, v in saved["args"].items() if k in known})
     agent = fmer.Agent(*saved["dims"], args)
-    agent.load_state_dict(saved["agent"])
+    agent.load_state_dict(saved["agent"], strict=False)  # nor did they count observations
     task = fmer.chosen_tasks(args) if fmer is fmer_kitchen else args.env_id
     return fmer, agent, fmer.make_env(task)
 
@@ -65,11 +65,10 @@ def episode(agent, env, seed: int):
     states, rewards, values = [], [], []
     over = False
     while not over:
-        action = agent.act(obs[None])
-        s = torch.as_tensor(obs[None], dtype=torch.float32)
-        states.append(s)
-        values.append(agent.critic(s, torch.from_numpy(action)).amin(0).item())
-        obs, reward, terminated, truncated, _ = env.step(action[0])
+        (action,), (value,) = agent.act(obs[None])
+        states.append(agent.normalize(torch.as_tensor(obs[None], dtype=torch.float32)))
+        values.append(value)
+        obs, reward, terminated, truncated, _ = env.step(action)
         rewards.append(float(reward))
         over = terminated or truncated
     counted = len(rewards) if terminated else max(1, len(rewards) - CUT)
@@ -115,7 +114,8 @@ def diagnose(run_dir: Path, args: Args) -> tuple[list[list], list]:
         )
     s = torch.cat(states)[:1000]
     checkpoint = torch.load(run_dir / "checkpoint.pt", weights_only=True)
-    replayed = checkpoint["rows"][:, : s.shape[1]]  # in a full buffer not in order
+    rows = checkpoint["rows"][:, : s.shape[1]]  # in a full buffer not in order
+    replayed = agent.normalize(rows)
     number = min(512, len(replayed))
     old, new = replayed[:5000][:number], replayed[-5000:][-number:]
     target = agent.target_entropy

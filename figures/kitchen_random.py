@@ -35,7 +35,8 @@ class RandomAgent(fmer_kitchen.Agent):
         self.rng = np.random.default_rng(seed)
 
     def act(self, obs, generator=None):
-        return self.rng.uniform(-1, 1, (len(obs), 9)).astype(np.float32)
+        actions = self.rng.uniform(-1, 1, (len(obs), 9)).astype(np.float32)
+        return actions, np.zeros(len(obs))
 
 
 def write(path: Path, episodes: list[dict]) -> None:

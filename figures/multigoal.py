@@ -284,7 +284,7 @@ def draw_strategy(agent: fmer.Agent) -> Figure:
     s = np.stack(np.meshgrid(grid, grid), -1).reshape(-1, 2)
     s = s[goal_reward(s) < -1]  # elsewhere the episode is over
     arrows = dict(angles="xy", scale_units="xy", scale=0.9, width=0.006)
-    left.quiver(*s.T, *agent.act(s).T, color="C1", **arrows)
+    left.quiver(*s.T, *agent.act(s)[0].T, color="C1", **arrows)
     left.set_title(f"executed action, best of {agent.args.num_act_candidates}")
     states, _ = rollouts(sampler(agent), 60)
     right.plot(*states.transpose(2, 0, 1), color="C1", lw=0.7)

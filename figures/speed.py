@@ -104,7 +104,7 @@ class Loop:
         self.obs, _ = env.reset(seed=1)
 
     def act(self) -> None:
-        self.action = self.agent.act(self.obs[None])[0]
+        (self.action,), _ = self.agent.act(self.obs[None])
 
     def learn(self) -> None:
         self.steps += 1

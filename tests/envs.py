@@ -20,6 +20,7 @@ SMALL = dict(
     eval_episodes=3,
     log_interval=13,
     buffer_size=1009,
+    normalize_observations=False,
 )  # the real algorithm at prime sizes
 
 

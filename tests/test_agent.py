@@ -98,7 +98,7 @@ def test_a_critic_step_changes_the_critics_only(fmer):
     losses = agent.update_critic(*random_batch())
     assert changed(before, agent) == {name for name in before if name.startswith("critic.")}
     assert losses["qf_loss"] > 0 and steps_taken(agent.q_optimizer) == {1}
-    assert not agent.policy_optimizer.state and not agent.dual_optimizer.state
+    assert not agent.policy_optimizer.state
 
 
 def test_the_critic_regresses_on_the_target_of_eq_12(fmer):
@@ -138,6 +138,66 @@ def test_the_target_asks_the_target_critics_about_m_prime_candidates_of_the_next
     torch.testing.assert_close(losses["qf_loss"], loss)
 
 
+# --- The scale of observations ------------------------------------------------------------
+
+
+def seen(scale):
+    """1,009 observations: two that differ in scale and offset, the rest constant at 7."""
+    obs = np.full((1009, S), 7.0)
+    obs[:, :2] = np.random.default_rng(0).normal([3, -50], scale, size=(1009, 2))
+    return obs
+
+
+def test_running_moments_are_numpys(fmer):
+    agent, obs = new_agent(fmer), seen([0.05, 20])
+    for each in obs:
+        agent.observe(each)
+    mean, variance = (
+        torch.tensor(x, dtype=torch.float32) for x in (obs.mean(0), obs.var(0))
+    )
+    assert agent.count == 1009 and agent.mean.shape == (S,)
+    torch.testing.assert_close(agent.mean, mean, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(agent.variance, variance, rtol=1e-3, atol=1e-9)
+
+
+def test_observations_are_scaled_to_unit_deviation_with_a_floor_and_clipped(fmer):
+    agent, obs = new_agent(fmer, normalize_observations=True), seen([0.05, 20])
+    for each in obs:
+        agent.observe(each)
+    s = torch.tensor(obs, dtype=torch.float32)
+    s[0, 1], s[1, 2] = 1e6, 7.002
+    z = agent.normalize(s)
+    assert z[0, 1] == 10 and z[1, 2].item() == pytest.approx(0.2, rel=0.01)
+    assert not z[2:, 2:].any(), "what never moved"
+    for column, deviation in ((0, 0.05), (1, 20.0)):
+        expected = deviation / (deviation + 0.01)
+        assert z[1:, column].std().item() == pytest.approx(expected, rel=0.05)
+        assert abs(z[1:, column].mean()) < 0.01
+    agent.args.normalize_observations = False
+    assert agent.normalize(s) is s
+
+
+def test_every_network_sees_scaled_observations_and_only_observe_moves_the_scale(fmer):
+    agent = new_agent(fmer, normalize_observations=True)
+    agent.mean.fill_(3.0), agent.variance.fill_(4.0), agent.count.fill_(5.0)
+    asked = []
+    for net in (agent.velocity, agent.critic, agent.target_critic):
+        net.register_forward_pre_hook(lambda _, inputs: asked.append(inputs[0]))
+    moments = {
+        name: agent.state_dict()[name].clone() for name in ("count", "mean", "variance")
+    }
+    batch = random_batch()
+    batch[0].fill_(5.01), batch[3].fill_(1 - 0.02)
+    agent.update(batch, with_actor=True)
+    values = {round(value, 4) for s in asked for value in s.unique().tolist()}
+    assert values == {1.0, -round(2.02 / 2.01, 4)}, "(s − 3) / (2 + 0.01)"
+    asked.clear()
+    agent.act(np.full((2, S), 5.01))
+    assert asked and all(torch.allclose(s, torch.ones(())) for s in asked)
+    assert (batch[0] == 5.01).all(), "the batch itself is as it was"
+    assert all(torch.equal(agent.state_dict()[name], moments[name]) for name in moments)
+
+
 # --- Lines 3, 7: candidates ---------------------------------------------------------------
 
 
@@ -145,10 +205,12 @@ def test_acting_takes_the_best_of_m_candidates_by_the_critics(fmer):
     agent = new_agent(fmer)
     agent.critic, agent.target_critic = (probe := Probe()), Forbidden()
     obs = np.random.default_rng(0).normal(size=(2, S))
-    a = torch.as_tensor(agent.act(obs))
+    actions, values = agent.act(obs)
+    a = torch.as_tensor(actions)
     assert probe.a.shape == (2, 5, D) and (probe.a.abs() < 1).all()
-    best = probe(torch.as_tensor(obs).unsqueeze(1), probe.a).min(0).values.argmax(1)
+    value, best = probe(torch.as_tensor(obs).unsqueeze(1), probe.a).min(0).values.max(1)
     assert torch.equal(a, probe.a[torch.arange(2), best])
+    torch.testing.assert_close(torch.as_tensor(values), value.float())
 
 
 def test_candidates_start_from_fresh_standard_normal_noise(fmer):
@@ -165,7 +227,7 @@ def test_candidates_start_from_fresh_standard_normal_noise(fmer):
 def test_a_generator_makes_acting_reproducible_and_spares_the_default_one(fmer):
     agent, obs = new_agent(fmer), np.ones((2, S))
     state = torch.get_rng_state()
-    actions = [agent.act(obs, torch.Generator().manual_seed(3)) for _ in range(2)]
+    actions = [agent.act(obs, torch.Generator().manual_seed(3))[0] for _ in range(2)]
     assert np.array_equal(*actions) and torch.equal(state, torch.get_rng_state())
 
 
@@ -260,7 +322,7 @@ def test_an_actor_step_changes_the_velocity_field_and_the_multipliers_only(fmer)
     agent.update_actor(random_batch()[0])
     expected = {name for name in before if name.startswith(("velocity.", "log_"))}
     assert changed(before, agent) == expected
-    for optimizer in (agent.policy_optimizer, agent.dual_optimizer, agent.q_optimizer):
+    for optimizer in (agent.policy_optimizer, agent.q_optimizer):
         assert steps_taken(optimizer) == {1}
 
 
@@ -416,7 +478,12 @@ def test_target_critics_start_as_the_critics(fmer):
 def test_the_learners_step_stays_on_its_device_and_reads_nothing_from_it(fmer, exact):
     """On PyTorch's device without memory: an operand left on the CPU, or a read, raises.
     (Not in Adam's steps, which still hold the parameters from before the move.)"""
-    agent, meta = new_agent(fmer, exact_entropy=exact).to("meta"), torch.device("meta")
+    flags, meta = (
+        dict(exact_entropy=exact, normalize_observations=True),
+        torch.device("meta"),
+    )
+    agent = new_agent(fmer, **flags).to(meta)
+    agent.observe(np.ones(S))
     buffer = fmer.ReplayBuffer(101, S, D, meta)
     buffer.num_added = 3
     losses = agent.update(buffer.sample(29), with_actor=True)

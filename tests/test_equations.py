@@ -589,13 +589,7 @@ def test_the_fixed_point_balances_selection_and_diffusion(fmer, alpha, temperatu
     assert change(alpha**0.5 * kappa) > selection(rest), "the policy leaves exp(Q/α)"
 
 
-# --- Eqs. (12), (14): the target, and acting --------------------------------------------
-
-
-def test_target_bootstraps_unless_terminated(fmer):
-    reward, value = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([10.0, 20.0, 30.0])
-    y = fmer.td_target(reward, torch.tensor([0.0, 1.0, 0.0]), value, 0.9)
-    torch.testing.assert_close(y, torch.tensor([10.0, 2.0, 30.0]))
+# --- Eq. (14): acting -------------------------------------------------------------------
 
 
 def test_best_of_executes_the_candidate_of_largest_smaller_q(fmer):

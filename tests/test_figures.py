@@ -11,7 +11,7 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 import fmer_kitchen
-from figures import kitchen_filmstrip, kitchen_random, metrics, speed
+from figures import kitchen_filmstrip, kitchen_progress, kitchen_random, metrics, speed
 from figures import learning_curves as lc
 
 
@@ -249,11 +249,11 @@ def test_random_actions_in_the_real_kitchen(tmp_path, capsys):
 
 
 def test_random_actions_are_uniform_and_differ_between_seeds():
-    a = kitchen_random.RandomAgent(1).act(np.zeros((4000, 59)))
+    a, _ = kitchen_random.RandomAgent(1).act(np.zeros((4000, 59)))
     assert a.shape == (4000, 9) and np.abs(a).max() <= 1
     assert a.mean() == pytest.approx(0, abs=0.02)
     assert a.var() == pytest.approx(1 / 3, abs=0.01)
-    assert not np.allclose(a, kitchen_random.RandomAgent(2).act(np.zeros((4000, 59))))
+    assert not np.allclose(a, kitchen_random.RandomAgent(2).act(np.zeros((4000, 59)))[0])
 
 
 def test_means_and_quantiles_of_logged_metrics(tmp_path, capsys):
@@ -275,6 +275,28 @@ def test_means_and_quantiles_of_logged_metrics(tmp_path, capsys):
     ]
     with pytest.raises(SystemExit, match="holds no TensorBoard scalars"):
         metrics.main(metrics.Args((tmp_path,)))
+
+
+def test_progress_tells_when_tasks_were_found_and_how_well_they_were_kept(tmp_path, capsys):
+    """Episodes of 10 steps, the last of each 40 with two tasks, and one 60 steps later."""
+    with SummaryWriter(tmp_path / "mine/seed_3") as writer:
+        for step in [*range(10, 121, 10), 180]:
+            writer.add_scalar("charts/episodic_length", 10, step)
+            tasks = 1 if step == 180 else 2 * (step % 40 == 0)
+            writer.add_scalar("charts/episodic_tasks_completed", tasks, step)
+            writer.add_scalar("charts/q_bias", step / 100, step)
+    args = dict(every=40, out=tmp_path / "kept")
+    kitchen_progress.main(kitchen_progress.Args((tmp_path / "mine/seed_3",), **args))
+    row = capsys.readouterr().out.splitlines()[2]
+    tasks, bias = "0.50 0.50 0.50 - 1.00", "0.25 0.65 1.05 - 1.80"
+    assert row == f"| mine, seed_3 | 180 | 40 | 120 | {tasks} | {bias} |"
+    kept = tmp_path / "kept/mine/train_3.csv"
+    assert kept.read_text().startswith("step,tasks_completed,length,q_bias\n10,0,10,0.1\n")
+    kitchen_progress.main(kitchen_progress.Args((kept,), every=40))
+    assert f"| 180 | 40 | 120 | {tasks} | {bias} |" in capsys.readouterr().out
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit, match="has not logged charts/episodic_tasks"):
+        kitchen_progress.main(kitchen_progress.Args((tmp_path / "empty",)))
 
 
 def test_speed_is_compared_by_the_difference_of_two_runs(tmp_path, monkeypatch, capsys):

@@ -32,6 +32,7 @@ RUNS = {
     ),
     fmer_kitchen: dict(
         tasks=["kettle", "microwave"],
+        normalize_observations=True,
         total_timesteps=311,
         learning_starts=271,
         eval_interval=295,

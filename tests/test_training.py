@@ -60,7 +60,6 @@ def test_number_of_updates_is_algorithm_1s(tmp_path):
     agent = run(tmp_path, policy_frequency=3)["agent"]
     assert steps_taken(agent.q_optimizer) == {97 - 31}
     assert steps_taken(agent.policy_optimizer) == {97 // 3 - 31 // 3}
-    assert steps_taken(agent.dual_optimizer) == {97 // 3 - 31 // 3}
 
 
 def test_the_learner_runs_between_acting_and_the_simulator(tmp_path, monkeypatch):
@@ -128,6 +127,40 @@ def test_the_stored_reward_is_that_of_the_stored_state_and_action(tmp_path):
     s, a, r, _, _ = transitions(run(tmp_path)["buffer"])
     expected = -(3 * a - 3 * s[:, :2].tanh()).square().sum(1, keepdim=True)
     torch.testing.assert_close(r, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_scale_is_that_of_the_training_steps_and_what_is_stored_is_raw(tmp_path):
+    settings = dict(normalize_observations=True, eval_interval=20)
+    result = run(tmp_path, **settings)
+    s = transitions(result["buffer"])[0]
+    assert result["agent"].count == 97, "evaluations are not counted"
+    torch.testing.assert_close(result["agent"].mean, s.mean(0))
+    torch.testing.assert_close(result["agent"].variance, s.var(0, correction=0))
+    raw = transitions(run(tmp_path, "raw", eval_interval=20)["buffer"])[0]
+    assert torch.equal(s[:31], raw[:31])
+
+
+def test_q_bias_is_q_as_it_was_when_acting_less_the_discounted_return(
+    tmp_path, monkeypatch
+):
+    """Episodes of 7 steps; in warm-up, where nothing is asked, Q counts as 0."""
+    values, act = [0.0] * 31, fmer.Agent.act
+
+    def watched(self, obs, generator=None):
+        action, value = act(self, obs, generator)
+        values.append(value[0] + len(values))
+        return action, value + len(values) - 1
+
+    monkeypatch.setattr(fmer.Agent, "act", watched)
+    r = transitions(run(tmp_path, gamma=0.7)["buffer"])[2].squeeze(1).tolist()
+    logged = EventAccumulator(str(tmp_path / "run")).Reload().Scalars("charts/q_bias")
+    assert [event.step for event in logged] == list(range(7, 97, 7))
+    for event in logged:
+        errors = []
+        for t in range(event.step - 7, event.step):
+            following = sum(0.7 ** (k - t) * r[k] for k in range(t, event.step))
+            errors.append(values[t] - following)
+        assert event.value == pytest.approx(np.mean(errors), rel=1e-5)
 
 
 @pytest.mark.parametrize(

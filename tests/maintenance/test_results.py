@@ -15,6 +15,7 @@ import fmer_kitchen
 from figures import (
     diagnose,
     kitchen_filmstrip,
+    kitchen_progress,
     kitchen_random,
     learning_curves,
     metrics,
@@ -29,6 +30,7 @@ MODULES = {
     "fmer_kitchen.py": fmer_kitchen,
     "figures/diagnose.py": diagnose,
     "figures/kitchen_filmstrip.py": kitchen_filmstrip,
+    "figures/kitchen_progress.py": kitchen_progress,
     "figures/kitchen_random.py": kitchen_random,
     "figures/learning_curves.py": learning_curves,
     "figures/metrics.py": metrics,
