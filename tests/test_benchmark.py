@@ -16,7 +16,7 @@ from envs import at_step
 from figures import kitchen_random, learning_curves, multigoal, speed
 
 ROOT = Path(__file__).parent.parent
-SUITES = ["small", "mujoco", "kitchen", "ablations"]
+SUITES = ["small", "mujoco", "kettle", "kitchen", "ablations"]
 SUITES += ["backup", "probes", "multigoal", "speed"]
 MODULES = {
     "fmer_continuous.py": fmer_continuous,
