@@ -4,7 +4,7 @@ The algorithm is that of fmer_continuous.py, whose docstring has Algorithm 1. Ow
 script: tasks, their metrics, and defaults for sparse reward, where finding the first is
 luck (20,000 random actions, H̄ = 0), critics overestimate (γ = 0.97, M' = 1, layer norm),
 advantages are small (T starts at 0.01, ρ = 0.6), and what is to be moved moves less than
-the arm (observations on one scale). The sizes are those of the recorded runs.
+the arm (observations on one scale). Width and K are those of the recorded runs.
 """
 
 import copy
@@ -35,8 +35,8 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 BASE_ENTROPY = 0.6698041182  # H_0 in Eq. (8), by quadrature: nats of tanh N(0,1)
-TASKS = ["microwave", "kettle", "bottom burner", "light switch"]  # of 1 the first; of 4
-TASKS += ["slide cabinet", "hinge cabinet", "top burner"]  # all of 7
+TASKS = ["microwave", "kettle", "bottom burner", "light switch"]  # --num-tasks 4
+TASKS += ["slide cabinet", "hinge cabinet", "top burner"]  # 7; --num-tasks 1: the first
 EVAL_SEED = 2**31  # evaluation's seeds start here, training's stay below
 OPTIMIZERS = ["policy_optimizer", "q_optimizer"]
 MAY_CHANGE = {"total_timesteps", "run_dir", "resume", "checkpoint_minutes", "num_threads"}
@@ -289,9 +289,9 @@ class Agent(nn.Module):
         self.args = args
         self.dims = (obs_dim, action_dim)
         self.target_entropy = args.target_entropy_scale * action_dim
-        self.register_buffer("count", torch.zeros(()))  # of observations
-        self.register_buffer("mean", torch.zeros(obs_dim))
-        self.register_buffer("variance", torch.ones(obs_dim))
+        self.register_buffer("count", torch.zeros(()).double())  # of observations
+        self.register_buffer("mean", torch.zeros(obs_dim).double())
+        self.register_buffer("variance", torch.ones(obs_dim).double())
         self.velocity = VelocityField(obs_dim, action_dim, args.hidden_dim)
         self.critic = TwinQ(obs_dim, action_dim, args.hidden_dim, args.layer_norm)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
@@ -300,7 +300,7 @@ class Agent(nn.Module):
         self.q_optimizer = Adam(self.critic.parameters(), args.q_lr, fused=True)
         duals = {"params": [self.log_alpha, self.log_temperature], "lr": args.q_lr}
         groups = [{"params": self.velocity.parameters()}, duals]
-        self.policy_optimizer = Adam(groups, args.policy_lr, fused=True)
+        self.policy_optimizer = Adam(groups, args.policy_lr, fused=True)  # θ, α, T
 
     def sample(self, s, num_samples, generator=None):
         """Eq. (2) from fresh noise: s (B,S) -> path (K+1,B,num_samples,d)."""
@@ -309,7 +309,7 @@ class Agent(nn.Module):
         return sample_path(self.velocity, s, x0, self.args.flow_steps)
 
     def observe(self, obs: np.ndarray) -> None:
-        """Welford's running mean and variance, of one observation (S,) more."""
+        """Welford's running mean and variance, of one observation (S,) more; in double."""
         s = torch.as_tensor(obs).to(self.mean)
         self.count += 1
         error = s - self.mean
@@ -320,11 +320,11 @@ class Agent(nn.Module):
         """(s − mean) / (σ + 0.01) within ±10; 0.01 for what hardly moves.  (B,S)"""
         if not self.args.normalize_observations:
             return s
-        return ((s - self.mean) / (self.variance.sqrt() + 0.01)).clamp(-10, 10)
+        return ((s - self.mean) / (self.variance.sqrt() + 0.01)).clamp(-10, 10).float()
 
     def act(self, obs: np.ndarray, generator=None) -> tuple[np.ndarray, np.ndarray]:
         """Alg. 1, line 3: the best of M samples, Eq. (14), (B,S) -> (B,d), its Q (B,)."""
-        s = self.normalize(torch.as_tensor(obs).to(self.mean))  # its type and device
+        s = self.normalize(torch.as_tensor(obs).to(self.log_alpha))  # its type and device
         a = self.sample(s, self.args.num_act_candidates, generator)[-1].tanh()
         action, value = best_of(self.critic, s, a)
         return action.cpu().numpy(), value.cpu().numpy()
@@ -506,7 +506,7 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
     agent = Agent(obs_dim, action_dim, args).to(device)  # Alg. 1, line 1
     progress = SimpleNamespace(step=0, seconds=0.0, eval_rows="", eval_returns={})
     progress.losses, progress.next_seed = {}, args.seed
-    progress.actions, progress.weight, progress.q_bias = [], 0.0, 0.0  # of the episode
+    progress.actions, progress.weight, progress.q_errors = [], 0.0, 0.0  # of the episode
     if args.resume:
         progress = load_checkpoint(run_dir, agent, buffer)
     obs, _ = env.reset(seed=progress.next_seed)
@@ -551,14 +551,14 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
             obs = next_obs
             progress.step = step
             progress.actions.append(action.tolist())
-            progress.weight = 1 + args.gamma * progress.weight  # of r in all returns so far
-            progress.q_bias += float(value - reward * progress.weight)
+            progress.weight = 1 + args.gamma * progress.weight  # of r, in Σ_t returns
+            progress.q_errors += float(value - reward * progress.weight)
             if terminated or truncated:
-                log(writer, "charts/episodic_", episode_metrics(info), step)
-                bias = progress.q_bias / len(progress.actions)
-                log(writer, "charts/", {"q_bias": bias}, step)
-                progress.actions, progress.weight, progress.q_bias = [], 0.0, 0.0
+                bias = progress.q_errors / len(progress.actions)
+                progress.actions, progress.weight, progress.q_errors = [], 0.0, 0.0
                 progress.next_seed = (progress.next_seed + 1_000_003) % EVAL_SEED
+                log(writer, "charts/episodic_", episode_metrics(info), step)
+                log(writer, "charts/", {"q_bias": bias}, step)
                 bar.set_postfix({"return": info["episode"]["r"]}, refresh=False)
                 obs, _ = env.reset(seed=progress.next_seed)
             if step % args.log_interval == 0:
@@ -566,10 +566,10 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
                 log(writer, "losses/", progress.losses, step)
             bar.update()
     finally:  # also after an error: all whole steps, the agent perhaps an update ahead
+        bar.close()
         save_checkpoint(run_dir, agent, buffer, progress)
-        for resource in [bar, writer, env, *eval_envs]:
-            resource.close()
-        lock.release()
+        for end in [writer.close, env.close, *[e.close for e in eval_envs], lock.release]:
+            end()
     eval_returns = list(progress.eval_returns.items())
     return dict(eval_returns=eval_returns, run_dir=str(run_dir), agent=agent, buffer=buffer)
 

@@ -42,9 +42,11 @@ def load(run_dir: Path):
     saved = torch.load(run_dir / "policy.pt", map_location="cpu", weights_only=True)
     fmer = fmer_kitchen if "tasks" in saved["args"] else fmer_continuous
     known = fmer.Args.__dataclass_fields__  # older runs have flags that are gone
-    args = fmer.Args(**{k: v for k, v in saved["args"].items() if k in known})
+    flags = {"normalize_observations": False} | saved["args"]  # which they do not have
+    args = fmer.Args(**{flag: value for flag, value in flags.items() if flag in known})
     agent = fmer.Agent(*saved["dims"], args)
-    agent.load_state_dict(saved["agent"], strict=False)  # nor did they count observations
+    moments = {name: agent.state_dict()[name] for name in ("count", "mean", "variance")}
+    agent.load_state_dict(moments | saved["agent"])
     task = fmer.chosen_tasks(args) if fmer is fmer_kitchen else args.env_id
     return fmer, agent, fmer.make_env(task)
 

@@ -23,7 +23,7 @@ class Args:
 
     runs: tuple[Path, ...]  # run directories, or CSV files that --out has written
     every: int = 10_000  # steps of a part
-    out: Path | None = None  # folder for <method>/train_<seed>.csv
+    out: Path | None = None  # folder for <task>/<method>/train_<seed>.csv
 
 
 def episodes(run: Path) -> np.ndarray:
@@ -49,24 +49,22 @@ def parts(table: np.ndarray, column: str, every: int) -> str:
 
 def row(run: Path, args: Args) -> str:
     table = episodes(run)
-    method, seed = run.parent.name, run.stem
+    task, method, seed = run.parts[-3], run.parts[-2], run.stem.split("_")[-1]
     if args.out:
-        path = args.out / method / f"train_{seed.removeprefix('seed_')}.csv"
+        path = args.out / task / method / f"train_{seed}.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         header = ",".join(COLUMNS)
         np.savetxt(path, table, "%.6g", ",", header=header, comments="")
     done = np.repeat(table[:, 0], table[:, 1].astype(int))
     first, fifth = [f"{done[n]:,.0f}" if len(done) > n else "-" for n in (0, 4)]
-    tasks, bias = [
-        parts(table, column, args.every) for column in ("tasks_completed", "q_bias")
-    ]
-    return (
-        f"| {method}, {seed} | {table[-1, 0]:,.0f} | {first} | {fifth} | {tasks} | {bias} |"
-    )
+    tasks = parts(table, "tasks_completed", args.every)
+    bias = parts(table, "q_bias", args.every)
+    name = f"{task.removeprefix('FrankaKitchen-v1-')}, `{method}`, {seed}"
+    return f"| {name} | {table[-1, 0]:,.0f} | {first} | {fifth} | {tasks} | {bias} |"
 
 
 def main(args: Args) -> None:
-    print("| run | steps | first task | fifth | tasks per training episode | q_bias |")
+    print("| tasks, run, seed | steps | first | fifth | tasks per episode | q_bias |")
     print("|---|--:|--:|--:|---|---|")
     for run in args.runs:
         print(row(run, args))

@@ -152,12 +152,19 @@ def test_running_moments_are_numpys(fmer):
     agent, obs = new_agent(fmer), seen([0.05, 20])
     for each in obs:
         agent.observe(each)
-    mean, variance = (
-        torch.tensor(x, dtype=torch.float32) for x in (obs.mean(0), obs.var(0))
-    )
     assert agent.count == 1009 and agent.mean.shape == (S,)
-    torch.testing.assert_close(agent.mean, mean, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(agent.variance, variance, rtol=1e-3, atol=1e-9)
+    torch.testing.assert_close(agent.mean, torch.tensor(obs.mean(0)))
+    torch.testing.assert_close(agent.variance, torch.tensor(obs.var(0)))
+
+
+def test_running_moments_follow_after_a_million_steps(fmer):
+    """In single precision a mean far from 0 freezes, at some 200,000 steps."""
+    agent = new_agent(fmer)
+    agent.count.fill_(1e6), agent.mean.fill_(2.0)
+    for _ in range(100):
+        agent.observe(np.full(S, 2.02))
+    expected = torch.full((S,), 2 + 0.02 * 100 / (1e6 + 100), dtype=torch.float64)
+    torch.testing.assert_close(agent.mean, expected, rtol=1e-10, atol=0)
 
 
 def test_observations_are_scaled_to_unit_deviation_with_a_floor_and_clipped(fmer):

@@ -17,6 +17,29 @@ def run_dir(tmp_path_factory):
     return directory
 
 
+def test_a_run_from_before_observations_were_scaled_is_read_as_it_was(run_dir, tmp_path):
+    saved = torch.load(run_dir / "policy.pt", weights_only=True)
+    del saved["args"]["normalize_observations"]
+    for name in ("count", "mean", "variance"):
+        del saved["agent"][name]
+    torch.save(saved, tmp_path / "policy.pt")
+    _, agent, _ = diagnose.load(tmp_path)
+    assert not agent.args.normalize_observations and agent.count == 0
+    torch.save(saved | {"agent": {}}, tmp_path / "policy.pt")
+    with pytest.raises(RuntimeError, match="Missing key"):
+        diagnose.load(tmp_path)
+
+
+def test_the_critics_are_asked_about_scaled_observations(run_dir):
+    _, agent, env = diagnose.load(run_dir)
+    raw = diagnose.episode(agent, env, 11)[1]
+    agent.args.normalize_observations = True
+    agent.mean.fill_(3.0)
+    scaled = diagnose.episode(agent, env, 11)[1]
+    torch.testing.assert_close(scaled, agent.normalize(raw))
+    assert not torch.equal(scaled, raw)
+
+
 def test_discounted_returns():
     np.testing.assert_allclose(diagnose.discounted_returns([1, 2, 4], 0.5), [3, 4, 4])
 

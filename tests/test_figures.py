@@ -279,21 +279,22 @@ def test_means_and_quantiles_of_logged_metrics(tmp_path, capsys):
 
 def test_progress_tells_when_tasks_were_found_and_how_well_they_were_kept(tmp_path, capsys):
     """Episodes of 10 steps, the last of each 40 with two tasks, and one 60 steps later."""
-    with SummaryWriter(tmp_path / "mine/seed_3") as writer:
+    with SummaryWriter(tmp_path / "FrankaKitchen-v1-4/mine/seed_3") as writer:
         for step in [*range(10, 121, 10), 180]:
             writer.add_scalar("charts/episodic_length", 10, step)
             tasks = 1 if step == 180 else 2 * (step % 40 == 0)
             writer.add_scalar("charts/episodic_tasks_completed", tasks, step)
             writer.add_scalar("charts/q_bias", step / 100, step)
     args = dict(every=40, out=tmp_path / "kept")
-    kitchen_progress.main(kitchen_progress.Args((tmp_path / "mine/seed_3",), **args))
+    runs = tuple(tmp_path.glob("*/mine/seed_*/"))
+    kitchen_progress.main(kitchen_progress.Args(runs, **args))
     row = capsys.readouterr().out.splitlines()[2]
     tasks, bias = "0.50 0.50 0.50 - 1.00", "0.25 0.65 1.05 - 1.80"
-    assert row == f"| mine, seed_3 | 180 | 40 | 120 | {tasks} | {bias} |"
-    kept = tmp_path / "kept/mine/train_3.csv"
+    assert row == f"| 4, `mine`, 3 | 180 | 40 | 120 | {tasks} | {bias} |"
+    kept = tmp_path / "kept/FrankaKitchen-v1-4/mine/train_3.csv"
     assert kept.read_text().startswith("step,tasks_completed,length,q_bias\n10,0,10,0.1\n")
     kitchen_progress.main(kitchen_progress.Args((kept,), every=40))
-    assert f"| 180 | 40 | 120 | {tasks} | {bias} |" in capsys.readouterr().out
+    assert capsys.readouterr().out.splitlines()[2] == row
     (tmp_path / "empty").mkdir()
     with pytest.raises(SystemExit, match="has not logged charts/episodic_tasks"):
         kitchen_progress.main(kitchen_progress.Args((tmp_path / "empty",)))

@@ -51,7 +51,8 @@ def test_an_error_in_the_environment_leaves_a_checkpoint_of_the_last_whole_step(
         with pytest.raises(OSError, match="licence") as error:
             run(tmp_path)
     assert error.traceback[-1].name == "fails"
-    assert saved(tmp_path / "run")["progress"]["step"] == last_step
+    left = saved(tmp_path / "run")
+    assert left["progress"]["step"] == left["agent"]["count"] == last_step
     result = run(tmp_path, resume=True)
     assert len(result["buffer"]) == 97
 
@@ -138,8 +139,10 @@ def stopped_by_a_failing_log(tmp_path, monkeypatch, prefix, step, **changes):
 def test_a_failing_log_at_the_end_of_an_episode_leaves_its_end(tmp_path, monkeypatch):
     stopped_by_a_failing_log(tmp_path, monkeypatch, "charts/episodic_", 56)
     progress = saved(tmp_path / "run")["progress"]
-    assert (progress["step"], progress["episode"], progress["actions"]) == (56, 8, [])
-    assert len(run(tmp_path, resume=True)["buffer"]) == 97
+    assert (progress["step"], progress["actions"]) == (56, [])
+    assert progress["next_seed"] == 1 + 8 * 1_000_003
+    rows = run(tmp_path, resume=True)["buffer"].rows
+    assert torch.equal(rows, run(tmp_path, "whole")["buffer"].rows)
 
 
 def test_an_evaluation_that_is_not_logged_is_made_again(tmp_path, monkeypatch):
