@@ -98,7 +98,7 @@ probes() {
     local former="$sizes --gamma 0.99 --learning-starts 5000 --no-normalize-observations"
     change() { train "$1" 60000 "$former" fmer_kitchen.py --num-tasks 7 "${@:2}"; }
     ablate() { change "ablations/$task/$1" "${@:2}"; }
-    change "$task/fmer-small"
+    change "$task/former"
     ablate uniform --learning-starts "${STEPS:-60000}" # random actions all along
     ablate narrow $plain --target-entropy-scale -1
     ablate wide $plain
@@ -120,7 +120,7 @@ suites() {
                   printf "%-10s %4d %6s  %s\n", name, NR, hours, text }'
     }
     printf "\nsuite      runs  hours  (of one CPU core; on a GPU nothing is measured)\n"
-    cost small 95 "30k to 60k steps of small networks: README.md's results"
+    cost small 95 "30k to 60k steps of small networks, HalfCheetah and Hopper"
     cost mujoco 24 "1M steps at the defaults, the paper's MuJoCo tasks"
     cost kettle 50 "60k steps in the kitchen with the kettle alone, one change at a time"
     cost kitchen 50 "1M steps at the defaults, the paper's kitchen"
