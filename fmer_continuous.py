@@ -508,7 +508,7 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
     agent = Agent(obs_dim, action_dim, args).to(device)  # Alg. 1, line 1
     progress = SimpleNamespace(step=0, seconds=0.0, eval_rows="", eval_returns={})
     progress.losses, progress.next_seed = {}, args.seed
-    progress.actions, progress.weight, progress.q_errors = [], 0.0, 0.0  # of the episode
+    progress.actions, progress.discounts, progress.q_errors = [], 0.0, 0.0  # of the episode
     if args.resume:
         progress = load_checkpoint(run_dir, agent, buffer)
     obs, _ = env.reset(seed=progress.next_seed)
@@ -553,11 +553,11 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
             obs = next_obs
             progress.step = step
             progress.actions.append(action.tolist())
-            progress.weight = 1 + args.gamma * progress.weight  # of r, in Σ_t returns
-            progress.q_errors += float(value - reward * progress.weight)
+            progress.discounts = 1 + args.gamma * progress.discounts  # of r in Σ_t G_t
+            progress.q_errors += float(value - reward * progress.discounts)  # Σ_t (Q − G_t)
             if terminated or truncated:
                 bias = progress.q_errors / len(progress.actions)
-                progress.actions, progress.weight, progress.q_errors = [], 0.0, 0.0
+                progress.actions, progress.discounts, progress.q_errors = [], 0.0, 0.0
                 progress.next_seed = (progress.next_seed + 1_000_003) % EVAL_SEED
                 log(writer, "charts/episodic_", episode_metrics(info), step)
                 log(writer, "charts/", {"q_bias": bias}, step)

@@ -34,16 +34,16 @@ def episodes(run: Path) -> np.ndarray:
     keys = ["charts/episodic_tasks_completed", "charts/episodic_length", "charts/q_bias"]
     if missing := [key for key in keys if key not in events.Tags()["scalars"]]:
         raise SystemExit(f"error: {run} has not logged {missing[0]}")
-    scalars = [events.Scalars(key) for key in keys]
-    rows = zip(*scalars, strict=True)
-    return np.array([[row[0].step, *(each.value for each in row)] for row in rows])
+    done, length, bias = [{e.step: e.value for e in events.Scalars(key)} for key in keys]
+    rows = [[step, done[step], length[step], bias.get(step, np.nan)] for step in done]
+    return np.array(rows)  # runs of an early commit have no bias in warm-up
 
 
 def parts(table: np.ndarray, column: str, every: int) -> str:
     """The column's means over parts of so many steps."""
     part = (table[:, 0].astype(int) - 1) // every
     values = table[:, COLUMNS.index(column)]
-    groups = [values[part == i] for i in range(part[-1] + 1)]
+    groups = [values[(part == i) & ~np.isnan(values)] for i in range(part[-1] + 1)]
     return " ".join(f"{group.mean():.2f}" if len(group) else "-" for group in groups)
 
 
