@@ -62,6 +62,15 @@ def test_tables_are_the_output_of_their_command(folder, ablations):
     assert learning_curves.table(curves, with_paper=not ablations) in README
 
 
+def test_the_table_of_the_kitchens_training_is_the_output_of_its_command(capsys):
+    (command,) = [line for line in commands() if "kitchen_progress.py" in line]
+    patterns = shlex.split(command)[3:]
+    assert len(patterns) == 2 and "--runs" in command
+    runs = [path for pattern in patterns for path in sorted(ROOT.glob(pattern))]
+    kitchen_progress.main(kitchen_progress.Args(tuple(runs)))
+    assert len(runs) > 5 and capsys.readouterr().out in README
+
+
 def test_every_command_parses_and_every_table_has_one():
     suites, used = set(), set()
     for command in commands():
@@ -74,7 +83,7 @@ def test_every_command_parses_and_every_table_has_one():
     assert used == set(MODULES)
     listed = subprocess.run([ROOT / "benchmark.sh"], capture_output=True, text=True).stdout
     names = re.findall(r"^(\w+) +\d+ +[\d.-]+  ", listed, re.M)
-    assert suites == set(names) and len(names) == 8
+    assert suites == set(names) and len(names) == 9
     for section in README.split("\n## ")[1:]:
         tables = section.count("|--")
         made = "./benchmark.sh " in section or "python tests/" in section
