@@ -485,11 +485,8 @@ def test_target_critics_start_as_the_critics(fmer):
 def test_the_learners_step_stays_on_its_device_and_reads_nothing_from_it(fmer, exact):
     """On PyTorch's device without memory: an operand left on the CPU, or a read, raises.
     (Not in Adam's steps, which still hold the parameters from before the move.)"""
-    flags, meta = (
-        dict(exact_entropy=exact, normalize_observations=True),
-        torch.device("meta"),
-    )
-    agent = new_agent(fmer, **flags).to(meta)
+    meta = torch.device("meta")
+    agent = new_agent(fmer, exact_entropy=exact, normalize_observations=True).to(meta)
     agent.observe(np.ones(S))
     buffer = fmer.ReplayBuffer(101, S, D, meta)
     buffer.num_added = 3
