@@ -20,29 +20,20 @@ export VERSION=${VERSION:-v4} FLAGS=${FLAGS:-} OUT=${OUT:-runs/benchmark}
 export PYTHON=${PYTHON:-python} LAUNCHER=${LAUNCHER:-local}
 export CUBLAS_WORKSPACE_CONFIG=${CUBLAS_WORKSPACE_CONFIG:-:4096:8} # determinism on a GPU
 cpu=$([ "$DEVICE" = cuda ] || echo --no-cuda)
-sizes="--hidden-dim 128 --flow-steps 5 --batch-size 128" # of the small runs
 
 fail() { echo "error: $1" >&2 && exit 2; }
 
 # A suite prints a line for each of its runs: name script flags.
-train() { # name steps sizes script flags: FLAGS come before these flags, and the last one counts
+train() { # name steps script flags: FLAGS come before these flags, and the last one counts
     for seed in $SEEDS; do
-        echo "$1/seed_$seed" "$4" --run-dir "$OUT/$1/seed_$seed" --seed "$seed" $cpu \
-            --total-timesteps "${STEPS:-$2}" $3 $FLAGS "${@:5}"
+        echo "$1/seed_$seed" "$3" --run-dir "$OUT/$1/seed_$seed" --seed "$seed" $cpu \
+            --total-timesteps "${STEPS:-$2}" $FLAGS "${@:4}"
     done
-}
-
-small() {
-    local task
-    task=HalfCheetah-$VERSION
-    train "$task/fmer-small" 30000 "$sizes" fmer_continuous.py --env-id "$task"
-    task=Hopper-$VERSION
-    train "$task/fmer-small" 60000 "$sizes" fmer_continuous.py --env-id "$task"
 }
 
 kettle() {
     local task=FrankaKitchen-v1-kettle
-    change() { train "$task/$1" 60000 "" fmer_kitchen.py --tasks kettle "${@:2}"; }
+    change() { train "$task/$1" 60000 fmer_kitchen.py --tasks kettle "${@:2}"; }
     change fmer
     change gamma0.99 --gamma 0.99
     change batch128 --batch-size 128
@@ -54,22 +45,21 @@ kettle() {
 mujoco() {
     local task
     for task in HalfCheetah-$VERSION Hopper-$VERSION Walker2d-$VERSION Humanoid-$VERSION; do
-        train "$task/fmer" 1000000 "" fmer_continuous.py --env-id "$task"
+        train "$task/fmer" 1000000 fmer_continuous.py --env-id "$task"
     done
 }
 
 kitchen() {
     local n
     for n in 7 4 1; do
-        train "FrankaKitchen-v1-$n/fmer" 1000000 "" fmer_kitchen.py --num-tasks "$n"
+        train "FrankaKitchen-v1-$n/fmer" 1000000 fmer_kitchen.py --num-tasks "$n"
     done
 }
 
 ablations() {
     local task=HalfCheetah-$VERSION k n m b
-    change() { train "$1" 30000 "$sizes" fmer_continuous.py --env-id "$task" "${@:2}"; }
-    ablate() { change "ablations/$task/$1" "${@:2}"; }
-    change "$task/fmer-small"
+    ablate() { train "ablations/$task/$1" 30000 fmer_continuous.py --env-id "$task" "${@:2}"; }
+    ablate fmer
     ablate top1 --no-autotune-temperature --temperature 1e-6
     ablate T1 --no-autotune-temperature --temperature 1
     ablate no_entropy --no-autotune --alpha 0
@@ -78,25 +68,15 @@ ablations() {
     ablate N4_rho0.4 --num-candidates 4 --ess-target 0.4
     for n in 8 32; do ablate "N$n" --num-candidates "$n"; done
     for m in 1 4; do ablate "M$m" --num-act-candidates "$m"; done
-    ablate Mtarget1 --num-target-candidates 1
     for b in 16 32 128; do ablate "actor_batch$b" --actor-batch-size "$b"; done
     ablate target_entropy-1 --target-entropy-scale -1
     ablate layer_norm --layer-norm
 }
 
-backup() {
-    local task
-    for task in HalfCheetah-$VERSION Hopper-$VERSION; do
-        change() { train "backup/$task/$1" 100000 "$sizes" fmer_continuous.py --env-id "$task" "${@:2}"; }
-        change best4
-        change Mtarget1 --num-target-candidates 1
-    done
-}
-
 probes() {
     local task=FrankaKitchen-v1-7 plain="--no-layer-norm --ess-target 0.3 --temperature 1"
-    local former="$sizes --gamma 0.99 --learning-starts 5000 --no-normalize-observations"
-    change() { train "$1" 60000 "$former" fmer_kitchen.py --num-tasks 7 "${@:2}"; }
+    local FLAGS="--batch-size 128 --gamma 0.99 --learning-starts 5000 --no-normalize-observations $FLAGS"
+    change() { train "$1" 60000 fmer_kitchen.py --num-tasks 7 "${@:2}"; }
     ablate() { change "ablations/$task/$1" "${@:2}"; }
     change "$task/former"
     ablate uniform --learning-starts "${STEPS:-60000}" # random actions all along
@@ -120,12 +100,10 @@ suites() {
                   printf "%-10s %4d %6s  %s\n", name, NR, hours, text }'
     }
     printf "\nsuite      runs  hours  (of one CPU core; on a GPU nothing is measured)\n"
-    cost small 95 "30k to 60k steps of small networks, HalfCheetah and Hopper"
-    cost mujoco 24 "1M steps at the defaults, the paper's MuJoCo tasks"
-    cost kettle 50 "60k steps in the kitchen with the kettle alone, one change at a time"
-    cost kitchen 50 "1M steps at the defaults, the paper's kitchen"
+    cost mujoco 85 "1M steps, the paper's MuJoCo tasks and Hopper"
+    cost kettle 70 "60k steps in the kitchen with the kettle alone, one change at a time"
+    cost kitchen 50 "1M steps, the paper's kitchen"
     cost ablations 95 "30k steps on HalfCheetah, one change at a time"
-    cost backup 52 "100k steps on HalfCheetah and Hopper, the candidates of the backup"
     cost probes 85 "60k steps in the kitchen with 7 tasks, its former defaults"
     cost multigoal 0 "2-D task with four goals, table and pictures: 10 minutes a seed"
     cost speed 0 "training speed of this machine, table and picture: minutes"
@@ -166,7 +144,7 @@ fi
 dry=false
 [ "${1:-}" != --dry-run ] || { dry=true && shift; }
 for suite in "$@"; do
-    [[ " small mujoco kettle kitchen ablations backup probes multigoal speed " = *" $suite "* ]] \
+    [[ " mujoco kettle kitchen ablations probes multigoal speed " = *" $suite "* ]] \
         || fail "no suite '$suite'"
 done
 [[ $STEPS =~ ^([1-9][0-9]*)?$ && $JOBS =~ ^[1-9][0-9]*$ ]] \

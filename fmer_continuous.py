@@ -68,19 +68,18 @@ class Args:
     # Replay and critics
     learning_starts: int = 5_000  # random actions before learning
     buffer_size: int = 1_000_000  # transitions kept for replay
-    batch_size: int = 256  # B, transitions in a critic update
+    batch_size: int = 128  # B, transitions in a critic update
     normalize_observations: bool = False  # by their mean and deviation so far
     gamma: float = 0.99  # γ, discount factor, Eq. (12)
     tau: float = 0.005  # τ, Polyak step of the target critics
     q_lr: float = 1e-3  # learning rate of the critics, log α and log T
-    hidden_dim: int = 256  # width of the two hidden layers of a network
+    hidden_dim: int = 128  # width of the two hidden layers of a network
     layer_norm: bool = False  # in the critics, against overestimation
-    num_target_candidates: int = 4  # M', the best of which is the backup, Eq. (12)
     # Policy and its entropy
     policy_lr: float = 1e-3  # learning rate of the velocity field
     policy_frequency: int = 2  # critic updates per policy update (CleanRL: 2 every 2)
     actor_batch_size: int = 64  # the first states of a batch: N candidates for each
-    flow_steps: int = 10  # K, Euler steps from noise to action, Eq. (2)
+    flow_steps: int = 5  # K, Euler steps from noise to action, Eq. (2)
     num_candidates: int = 16  # N, candidates to be weighted, Eq. (4)
     num_act_candidates: int = 16  # M, the best of which acts, Eq. (14)
     temperature: float = 1.0  # T of Eq. (5); its first value if tuned
@@ -97,7 +96,7 @@ def check(args: Args) -> None:
     limits = {
         "total_timesteps learning_starts buffer_size log_interval": (1, math.inf),
         "batch_size actor_batch_size hidden_dim flow_steps policy_frequency": (1, 2**14),
-        "num_act_candidates num_target_candidates eval_episodes": (1, 2**14),
+        "num_act_candidates eval_episodes": (1, 2**14),
         "num_candidates": (2, 2**14),
         "num_threads": (1, os.cpu_count()),
         "seed eval_interval checkpoint_minutes alpha": (0, 1e9),
@@ -204,7 +203,7 @@ class VelocityField(nn.Module):
 
 
 class TwinQ(nn.Module):
-    """Q_1 and Q_2: s (…,S), a (…,d) -> (2,…). As a value the smaller is used."""
+    """Q_1 and Q_2: s (…,S), a (…,d) -> (2,…). Their mean ranks, the smaller is a target."""
 
     def __init__(self, obs_dim, action_dim, hidden_dim, layer_norm=False):
         super().__init__()
@@ -229,9 +228,9 @@ def sample_path(velocity, s, x0, flow_steps):
 
 @torch.no_grad()
 def best_of(critic, s, a):
-    """argmax_i min_j Q_j(s, a^i).  Eq. (14)
-    s (B,S), a (B,M,d) -> the best action (B,d) and its value min_j Q_j (B,)."""
-    value, i = critic(s.unsqueeze(1), a).amin(0).max(-1)  # (2,B,M) -> (B,M) -> (B,)
+    """argmax_i Q(s, a^i), Q = (Q_1 + Q_2)/2.  Eq. (14)
+    s (B,S), a (B,M,d) -> the best action (B,d) and its Q (B,)."""
+    value, i = critic(s.unsqueeze(1), a).mean(0).max(-1)  # (2,B,M) -> (B,M) -> (B,)
     return a[torch.arange(len(s), device=s.device), i], value
 
 
@@ -345,8 +344,8 @@ class Agent(nn.Module):
 
     def update_critic(self, s, a, r, next_s, terminated) -> dict:
         """Alg. 1, line 5: a step on L_Q = Σ_j E (Q_j(s,a) − y)².  Eqs. (12), (13)"""
-        next_a = self.sample(next_s, self.args.num_target_candidates)[-1].tanh()
-        _, next_value = best_of(self.target_critic, next_s, next_a)
+        next_a = self.sample(next_s, 1)[-1].squeeze(1).tanh()  # (B,d)
+        next_value = self.target_critic(next_s, next_a).amin(0)  # (B,)
         y = r + self.args.gamma * (1 - terminated) * next_value  # (B,), Eq. (12)
         q = self.critic(s, a)  # (2,B)
         q_loss = (q - y).square().mean(1).sum()  # Eq. (13); the log has half, per twin
@@ -362,7 +361,7 @@ class Agent(nn.Module):
         path = self.sample(s, self.args.num_candidates)  # (K+1,B,N,d), Eq. (2)
         x1 = path[-1]
         with torch.no_grad():
-            q = self.critic(s.unsqueeze(1), x1.tanh()).amin(0)  # (B,N), Eq. (4)
+            q = self.critic(s.unsqueeze(1), x1.tanh()).mean(0)  # (B,N), Eq. (4)
         weights, ess = candidate_weights(q, temperature)  # Eqs. (4)-(6)
         ess_share = ess.mean() / self.args.num_candidates
 

@@ -3,11 +3,13 @@
     python figures/diagnose.py --run-dirs runs/hopper
 
 The first has the return of the best of M samples, and how far the critics are from the
-discounted return that followed (mean over the steps of min_j Q_j(s, a) minus it; of an
+discounted return that followed (mean over the steps of Q(s, a) minus it; of an
 episode cut by its time limit the last 500 steps do not count). The second has, at the
 states of these episodes: the correlation of Q_1 and Q_2 over the candidates (where it is 0,
-neither twin confirms the other's choice), the deviation of min_j Q_j over them, the
-deviation of an action, the entropy of Eq. (8); and the entropy at replayed states.
+neither twin confirms the other's choice), the deviation over the states of Q_1 − Q_2 (where
+it is the larger, the smaller of the two is the same one for all candidates of a state), the
+deviation of Q over the candidates, that of an action, the entropy of Eq. (8); and the
+entropy at replayed states.
 """
 
 import sys
@@ -38,10 +40,11 @@ class Args:
 
 
 def load(run_dir: Path):
-    """The module that made the run, its agent, its environment."""
+    """The module that made the run, its agent, its environment. Flags that are gone are
+    left out: such a run acts by today's rules here."""
     saved = torch.load(run_dir / "policy.pt", map_location="cpu", weights_only=True)
     fmer = fmer_kitchen if "tasks" in saved["args"] else fmer_continuous
-    known = fmer.Args.__dataclass_fields__  # older runs have flags that are gone
+    known = fmer.Args.__dataclass_fields__
     flags = {"normalize_observations": False} | saved["args"]  # which they do not have
     args = fmer.Args(**{flag: value for flag, value in flags.items() if flag in known})
     agent = fmer.Agent(*saved["dims"], args)
@@ -89,15 +92,17 @@ def entropy(fmer, agent, s, draws=16) -> float:
 
 
 @torch.no_grad()
-def twins(agent, s, num_candidates: int) -> tuple[float, float, float]:
-    """Correlation of the twins, deviation of their minimum, deviation of an action."""
+def twins(agent, s, num_candidates: int) -> tuple[float, float, float, float]:
+    """Correlation of the twins, deviations of their difference, their mean, an action."""
     a = agent.sample(s, num_candidates)[-1].tanh()
     q = agent.critic(s.unsqueeze(1), a)
     centred = q - q.mean(-1, keepdim=True)
     covariance = (centred[0] * centred[1]).sum(-1)
     norms = centred[0].norm(dim=-1) * centred[1].norm(dim=-1)
     correlation = (covariance / norms.clamp_min(1e-12)).mean()
-    return correlation.item(), q.amin(0).std(-1).mean().item(), a.std(1).mean().item()
+    apart = (q[0] - q[1]).mean(-1).std()  # over the states
+    spreads = q.mean(0).std(-1).mean(), a.std(1).mean()  # over the candidates
+    return correlation.item(), apart.item(), *(spread.item() for spread in spreads)
 
 
 def diagnose(run_dir: Path, args: Args) -> tuple[list[list], list]:
@@ -139,8 +144,8 @@ def main(args: Args) -> None:
     found = [diagnose(run_dir, args) for run_dir in args.run_dirs]
     header = "| run | M | return | deviation | steps | Q minus what followed |"
     print(table(header, [row for rows, _ in found for row in rows]), end="\n\n")
-    header = "| run | correlation of the twins | deviation of min Q | of an action "
-    header += "| entropy target | at the oldest states | newest | visited |"
+    header = "| run | correlation of the twins | Q_1 − Q_2 over states | deviation of Q "
+    header += "| of an action | entropy target | at the oldest states | newest | visited |"
     print(table(header, [row for _, row in found]))
 
 

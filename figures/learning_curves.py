@@ -1,8 +1,7 @@
 """Learning curves of recorded runs: a Markdown table, and a picture if --out names one.
 
     python figures/learning_curves.py --out figures/learning_curves.png
-    python figures/learning_curves.py --ablations --out figures/ablations.png
-    python figures/learning_curves.py --results runs/benchmark
+    python figures/learning_curves.py --ablations --results runs/benchmark
     python figures/learning_curves.py --runs runs/*
 
 A score is the mean over the episodes of one evaluation. Of the seeds' scores we give the
@@ -22,7 +21,7 @@ import tyro
 from matplotlib.figure import Figure
 from scipy.stats import bootstrap, trim_mean
 
-BASELINE = "fmer-small"  # the method that the ablations change
+BASELINE = "fmer"  # what the ablations change
 PAPER = {  # FMER and SAC, quoted second-hand: best evaluation, 5 seeds, 1M steps, v5
     "HalfCheetah": (12332, 10295),
     "Walker2d": (5285, 4453),
@@ -39,8 +38,10 @@ iqm = partial(trim_mean, proportiontocut=0.25)  # over axis 0, the seeds
 class Args:
     """Print a table of recorded runs, and draw them."""
 
-    results: Path = Path("results")  # <task>/<method>/seed_<k>.csv, or seed_<k>/eval.csv
-    ablations: bool = False  # those in <results>/ablations, beside what they change
+    results: tuple[Path, ...] = (Path("results"),)  # <task>/<method>/seed_<k>.csv in each
+    tasks: tuple[str, ...] = ()  # only these
+    until: float = math.inf  # evaluations up to this step
+    ablations: bool = False  # those in <results>/ablations
     runs: tuple[Path, ...] = ()  # these run directories instead
     out: Path | None = None  # the picture to write; none: only the table
 
@@ -54,16 +55,15 @@ def find(args: Args) -> list[tuple[str, str, str, Path]]:
         key = parts[:3] if len(parts) == 4 else ["runs", name, "1"]
         found.append((*key, folder / "eval.csv"))
     if found:
-        return found
+        return [run for run in found if not args.tasks or run[0] in args.tasks]
     pattern = "ablations/*/*/seed_*" if args.ablations else "*/*/seed_*"
-    paths = sorted(args.results.glob(pattern))
-    if args.ablations:
-        for task in sorted({path.parent.parent.name for path in paths}):
-            paths += sorted(args.results.glob(f"{task}/{BASELINE}/seed_*"))
+    paths = [path for folder in args.results for path in sorted(folder.glob(pattern))]
     for path in paths:
         curve = path / "eval.csv" if path.is_dir() else path
-        if curve.suffix == ".csv" and curve.exists():
-            found.append((path.parent.parent.name, path.parent.name, path.stem, curve))
+        task, method = path.parent.parent.name, path.parent.name
+        wanted = not args.tasks or task in args.tasks
+        if wanted and curve.suffix == ".csv" and curve.exists():
+            found.append((task, method, path.stem, curve))
     return found
 
 
@@ -100,12 +100,15 @@ def load(args: Args) -> Curves:
             raise SystemExit(f"error: {path} is {task}/{method}/{seed} a second time")
         seeds[seed] = read_curve(path, task)
     if not found:
-        raise SystemExit(f"error: no <task>/<method>/seed_<k>.csv in {str(args.results)!r}")
+        where = " ".join(map(str, args.results)) + ("/ablations" if args.ablations else "")
+        raise SystemExit(f"error: no <task>/<method>/seed_<k>.csv in {where!r}")
     curves = {}
     for (_, task, method), seeds in sorted(found.items()):  # the kitchen last
         steps = sorted(set.intersection(*map(set, seeds.values())))
+        steps = [step for step in steps if step <= args.until]
         if not steps:
-            raise SystemExit(f"error: the seeds of {task}/{method} share no evaluation")
+            shared = f"no evaluation up to step {args.until:g}"
+            raise SystemExit(f"error: the seeds of {task}/{method} share {shared}")
         scores = [[curve[step] for step in steps] for curve in seeds.values()]
         curves.setdefault(task, {})[method] = np.array(steps), np.array(scores)
     return curves
@@ -131,11 +134,11 @@ def paper(task: str) -> dict[str, float]:
 
 
 def table(curves: Curves, with_paper: bool) -> str:
-    """A row for each task and method: its last evaluation, and the best of each seed."""
+    """A row for each task and method: its last evaluation, and means over all seeds."""
     brackets = "[range, from 5 seeds on 95 % interval]"
     lines = [
-        f"| task | method | last evaluation: IQM {brackets} | best evaluation: mean |",
-        "|---|---|--:|--:|",
+        f"| task | method | last: IQM {brackets} | last three | all after step 0 | best |",
+        "|---|---|--:|--:|--:|--:|",
     ]
     for task, methods in curves.items():
         digits, unit = (1, " %") if is_kitchen(task) else (0, "")
@@ -145,11 +148,13 @@ def table(curves: Curves, with_paper: bool) -> str:
                 low, high = interval(scores[:, -1])
                 last += f" [{low:.{digits}f}, {high:.{digits}f}]"
             last += f" ({count(scores)}, {steps[-1]:,} steps)"
-            best = f"{scores.max(1).mean():.{digits}f}{unit}"
-            lines.append(f"| {task} | {method} | {last} | {best} |")
+            learned = scores[:, 1:] if len(steps) > 1 else scores  # not the untrained
+            means = learned[:, -3:].mean(), learned.mean(), scores.max(1).mean()
+            others = " | ".join(f"{mean:.{digits}f}{unit}" for mean in means)
+            lines.append(f"| {task} | {method} | {last} | {others} |")
         if with_paper:
             for label, level in paper(task).items():
-                lines.append(f"| {task} | {label} | | {level}{unit} |")
+                lines.append(f"| {task} | {label} | | | | {level}{unit} |")
     return "\n".join(lines)
 
 
@@ -230,7 +235,7 @@ def draw_ablations(curves: Curves) -> Figure:
 def main(args: Args) -> None:
     """Print the table; write the picture, if it has a name."""
     curves = load(args)
-    print(table(curves, with_paper=not args.ablations))
+    print(table(curves, with_paper=not args.ablations and args.until == math.inf))
     if args.out:
         with matplotlib.style.context(Path(__file__).with_name("style.mplstyle")):
             figure = draw_ablations(curves) if args.ablations else draw(curves)

@@ -1,6 +1,6 @@
 """What runs logged to TensorBoard, as a Markdown table of means and quantiles.
 
-    python figures/metrics.py --start 30000 --runs runs/benchmark/Hopper-v4/fmer-small/*/
+    python figures/metrics.py --start 30000 --runs runs/benchmark/Hopper-v4/fmer/*/
 
 The seeds of a method, folders seed_<k> side by side, share their rows.
 """

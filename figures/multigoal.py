@@ -30,14 +30,11 @@ NAMES = ["right", "up", "left", "down"]
 GOALS = np.array([(5, 0), (0, 5), (-5, 0), (0, -5)])
 HORIZON = 30
 ORIGIN = torch.zeros(1, 2)
-SMALL = dict(
+SIZES = dict(
     env_id="MultiGoal-v0",
     cuda=False,
     eval_interval=0,
     hidden_dim=64,
-    flow_steps=5,
-    batch_size=128,
-    actor_batch_size=64,
     buffer_size=100_000,
 )
 GREEDY = dict(autotune_temperature=False, temperature=1e-6)  # all weight on the best
@@ -110,7 +107,7 @@ def train(args: Args, learning_steps: int, **changes) -> fmer.Agent:
         learning_starts=args.learning_starts,
         total_timesteps=args.learning_starts + learning_steps,
     )
-    flags = SMALL | steps | changes
+    flags = SIZES | steps | changes
     # On stdout there is nothing but the table
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
         return fmer.main(fmer.Args(run_dir=f"{folder}/run", **flags))["agent"]
@@ -178,7 +175,7 @@ class Peaks(torch.nn.Module):
 def first_agent(**changes) -> fmer.Agent:
     """The first policy, tanh N(0,I), under the critic `Peaks`."""
     torch.manual_seed(1)
-    agent = fmer.Agent(2, 2, fmer.Args(**SMALL | dict(temperature=0.2) | changes))
+    agent = fmer.Agent(2, 2, fmer.Args(**SIZES | dict(temperature=0.2) | changes))
     agent.critic = Peaks()
     return agent
 
@@ -205,10 +202,10 @@ def improve_repeatedly(agent: fmer.Agent, updates: int) -> None:
 
 
 def draw_critic(panel, agent: fmer.Agent) -> None:
-    """Contours of min_j Q_j(s,a) at s = (0,0) over the actions: the darker, the better."""
+    """Contours of the twins' mean at s = (0,0) over the actions: the darker, the better."""
     x = torch.linspace(-1, 1, 81)
     with torch.no_grad():
-        q = agent.critic(ORIGIN, torch.cartesian_prod(x, x)).amin(0).view(81, 81).T
+        q = agent.critic(ORIGIN, torch.cartesian_prod(x, x)).mean(0).view(81, 81).T
     panel.contourf(x, x, q, 12, cmap=BLUES)
     panel.set(aspect="equal", xlim=(-1, 1), ylim=(-1, 1))
     panel.set(xticks=(-1, 0, 1), yticks=(-1, 0, 1))

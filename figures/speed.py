@@ -32,10 +32,11 @@ ROWS = {
     "N = 4": dict(num_candidates=4),
     "N = 16, the defaults": {},
     "N = 64": dict(num_candidates=64),
-    "N = 16, actor batch 256": dict(actor_batch_size=256),
-    "small: hidden 128, K = 5, batch 128, actor batch 64": dict(
-        hidden_dim=128, flow_steps=5, batch_size=128, actor_batch_size=64
-    ),
+    "actor batch 32": dict(actor_batch_size=32),
+    "actor batch 128": dict(actor_batch_size=128),
+    "K = 10": dict(flow_steps=10),
+    "hidden 256, batch 256": dict(hidden_dim=256, batch_size=256),
+    "hidden 256, batch 256, K = 10": dict(hidden_dim=256, batch_size=256, flow_steps=10),
 }
 POINTS = {
     "candidates N": {n: dict(num_candidates=n) for n in (4, 8, 16, 32, 64)},

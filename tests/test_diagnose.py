@@ -53,7 +53,7 @@ def test_an_episode_compares_q_with_the_return_that_followed(run_dir, monkeypatc
         torch.nn.init.constant_(q.out.bias, value)
     total, states, errors = diagnose.episode(agent, env, 11)
     assert total == 7 and states.shape == (7, 3)
-    expected = [3 - 2 * (1 - 0.5 ** (7 - t)) for t in range(5)]  # the last 2 do not count
+    expected = [4 - 2 * (1 - 0.5 ** (7 - t)) for t in range(5)]  # the last 2 do not count
     np.testing.assert_allclose(errors, expected, rtol=1e-5)
 
 
@@ -67,6 +67,26 @@ def test_twins_that_agree_and_twins_that_do_not(run_dir):
     assert diagnose.twins(agent, s, 11)[0] == pytest.approx(-1, abs=1e-5)
 
 
+class Apart(torch.nn.Module):
+    """Q_1 = s_0 + 3 a_0, Q_2 = a_0: the smaller changes with s."""
+
+    def forward(self, s, a):
+        s, a = torch.broadcast_tensors(s[..., 0], a[..., 0])
+        return torch.stack([s + 3 * a, a])
+
+
+def test_how_far_twins_are_apart_is_a_deviation_over_states(run_dir):
+    _, agent, _ = diagnose.load(run_dir)
+    agent.critic = Apart()
+    s = torch.randn(1009, 3)
+    correlation, apart, deviation, _ = diagnose.twins(agent, s, 101)
+    assert correlation == pytest.approx(1, abs=1e-5)
+    a = agent.sample(s, 101)[-1].tanh()[..., 0]
+    between = (s[:, 0] + 2 * a.mean(1)).std().item()
+    assert apart == pytest.approx(between, rel=0.02), "over states, not candidates"
+    assert deviation == pytest.approx(2 * a.std(1).mean().item(), rel=0.02), "of the mean"
+
+
 def test_both_tables(run_dir, capsys):
     diagnose.main(diagnose.Args(run_dirs=(run_dir,), best_of=(1, 3), episodes=2))
     first, second = capsys.readouterr().out.strip().split("\n\n")
@@ -75,5 +95,5 @@ def test_both_tables(run_dir, capsys):
         ["| constant", m, "7", "0", "7"] for m in ("1", "3")
     ]
     assert len(second.splitlines()) == 3
-    target = second.splitlines()[2].split(" | ")[4]
+    target = second.splitlines()[2].split(" | ")[5]
     assert float(target) == -3.0  # −1.5 for each of 2 dimensions

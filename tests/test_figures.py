@@ -30,12 +30,12 @@ def results(tmp_path):
     root = tmp_path / "results"
     for seed, last in enumerate([1, 3, 5, 7, 100], start=1):
         curve = {0: 0, 10_000: 9, 20_000: last} | ({30_000: 8} if seed == 1 else {})
-        write(root / f"HalfCheetah-v4/fmer-small/seed_{seed}.csv", curve)
+        write(root / f"HalfCheetah-v4/fmer/seed_{seed}.csv", curve)
     write(root / "HalfCheetah-v4/sac/seed_1/eval.csv", {0: -2, 10_000: 1, 20_000: 0.4})
     (root / "HalfCheetah-v4/sac/seed_1.log").write_text("no curve")
     write(root / "Idle-v5/random/seed_1.csv", {0: 1})
     for seed, rate in enumerate([0.25, 0.75], start=1):
-        path = root / f"FrankaKitchen-v1-4/fmer-small/seed_{seed}.csv"
+        path = root / f"FrankaKitchen-v1-4/fmer/seed_{seed}.csv"
         write(path, {0: 0, 10_000: rate, 20_000: rate / 2}, "success_rate")
     write(root / "ablations/HalfCheetah-v4/K1/seed_1.csv", {0: 0, 20_000: 2})
     return root
@@ -52,25 +52,26 @@ def test_range_of_few_seeds_and_bootstrap_interval_of_five():
 
 
 def test_table(results):
-    """The last shared step is 20,000: the IQM of 1, 3, 5, 7, 100 is 5. Best: 9 and 100."""
-    curves = lc.load(lc.Args(results))
+    """The last shared step is 20,000: the IQM of 1, 3, 5, 7, 100 is 5, their mean 23.2.
+    Before it all had 9. Best: 9 and 100."""
+    curves = lc.load(lc.Args((results,)))
     assert {task: list(methods) for task, methods in curves.items()} == {
-        "HalfCheetah-v4": ["fmer-small", "sac"],
+        "HalfCheetah-v4": ["fmer", "sac"],
         "Idle-v5": ["random"],
-        "FrankaKitchen-v1-4": ["fmer-small"],
+        "FrankaKitchen-v1-4": ["fmer"],
     }
-    low, high = lc.interval(curves["HalfCheetah-v4"]["fmer-small"][1][:, -1])
+    low, high = lc.interval(curves["HalfCheetah-v4"]["fmer"][1][:, -1])
     assert lc.table(curves, with_paper=True).splitlines()[2:] == [
-        f"| HalfCheetah-v4 | fmer-small | 5 [{low:.0f}, {high:.0f}] "
-        "(5 seeds, 20,000 steps) | 27 |",
-        "| HalfCheetah-v4 | sac | 0 (1 seed, 20,000 steps) | 1 |",
-        "| HalfCheetah-v4 | FMER, paper (v5, 1M steps, max) | | 12332 |",
-        "| HalfCheetah-v4 | SAC, paper (v5, 1M steps, max) | | 10295 |",
-        "| Idle-v5 | random | 1 (1 seed, 0 steps) | 1 |",
-        "| FrankaKitchen-v1-4 | fmer-small | 25.0 % [12.5, 37.5] "
-        "(2 seeds, 20,000 steps) | 50.0 % |",
-        "| FrankaKitchen-v1-4 | FMER, paper (1M steps, max) | | 50 % |",
-        "| FrankaKitchen-v1-4 | SAC, paper (1M steps, max) | | 31 % |",
+        f"| HalfCheetah-v4 | fmer | 5 [{low:.0f}, {high:.0f}] "
+        "(5 seeds, 20,000 steps) | 16 | 16 | 27 |",
+        "| HalfCheetah-v4 | sac | 0 (1 seed, 20,000 steps) | 1 | 1 | 1 |",
+        "| HalfCheetah-v4 | FMER, paper (v5, 1M steps, max) | | | | 12332 |",
+        "| HalfCheetah-v4 | SAC, paper (v5, 1M steps, max) | | | | 10295 |",
+        "| Idle-v5 | random | 1 (1 seed, 0 steps) | 1 | 1 | 1 |",
+        "| FrankaKitchen-v1-4 | fmer | 25.0 % [12.5, 37.5] "
+        "(2 seeds, 20,000 steps) | 37.5 % | 37.5 % | 50.0 % |",
+        "| FrankaKitchen-v1-4 | FMER, paper (1M steps, max) | | | | 50 % |",
+        "| FrankaKitchen-v1-4 | SAC, paper (1M steps, max) | | | | 31 % |",
     ]
 
 
@@ -86,13 +87,13 @@ def test_run_directories_are_read_by_their_names(tmp_path):
 
 def test_panels_show_curves_seeds_interval_and_the_papers_level(results):
     """No panel for what was evaluated once. 50 % is a line; 12332 would squash 9."""
-    cheetah, kitchen = lc.draw(lc.load(lc.Args(results))).axes
+    cheetah, kitchen = lc.draw(lc.load(lc.Args((results,)))).axes
     assert [cheetah.get_title(), kitchen.get_title()] == [
         "HalfCheetah-v4",
         "FrankaKitchen-v1-4",
     ]
     lines = {line.get_label(): line for line in cheetah.lines}
-    curve = lines["fmer-small (5 seeds)"].get_xydata()
+    curve = lines["fmer (5 seeds)"].get_xydata()
     np.testing.assert_array_equal(curve, [[0, 0], [10, 9], [20, 5]])
     assert len(cheetah.lines) == (5 + 1) + (1 + 1), "thin lines and a thick one each"
     band = cheetah.collections[0].get_paths()[0].vertices
@@ -106,15 +107,34 @@ def test_panels_show_curves_seeds_interval_and_the_papers_level(results):
     ]
 
 
-def test_ablations_stand_beside_the_baseline_that_is_stored_once(results):
-    curves = lc.load(lc.Args(results, ablations=True))
+def test_ablations_stand_beside_what_they_change(results):
+    for seed, last in enumerate([1, 3, 5, 7, 100], start=1):
+        write(results / f"ablations/HalfCheetah-v4/fmer/seed_{seed}.csv", {20_000: last})
+    curves = lc.load(lc.Args((results,), ablations=True))
     assert {task: list(methods) for task, methods in curves.items()} == {
-        "HalfCheetah-v4": ["K1", "fmer-small"]
+        "HalfCheetah-v4": ["K1", "fmer"]
     }
     (panel,) = lc.draw_ablations(curves).axes
-    assert [text.get_text() for text in panel.get_yticklabels()] == ["K1", "fmer-small"]
+    assert [text.get_text() for text in panel.get_yticklabels()] == ["K1", "fmer"]
     dots, mean = (line.get_xdata() for line in panel.lines[2:])
     assert list(dots) == [1, 3, 5, 7, 100] and list(mean) == [5]
+
+
+def test_several_folders_some_tasks_and_the_first_steps(results, tmp_path):
+    write(tmp_path / "more/HalfCheetah-v4/slow/seed_1.csv", {0: 3, 10_000: 4})
+    folders = (results, tmp_path / "more")
+    args = lc.Args(folders, tasks=("HalfCheetah-v4", "Walker2d-v4"), until=10_000)
+    curves = lc.load(args)
+    assert list(curves) == ["HalfCheetah-v4"]
+    assert list(curves["HalfCheetah-v4"]) == ["fmer", "sac", "slow"]
+    assert all(list(steps) == [0, 10_000] for steps, _ in curves["HalfCheetah-v4"].values())
+
+
+def test_means_are_over_seeds_and_evaluations_but_not_that_of_step_0():
+    scores = np.array([[100.0, 1.0, 2.0, 6.0, 7.0], [100.0, 3.0, 2.0, 8.0, 7.0]])
+    curves = {"Hopper-v4": {"fmer": (np.arange(0, 50_000, 10_000), scores)}}
+    (line,) = lc.table(curves, with_paper=False).splitlines()[2:]
+    assert line.endswith("| 7 [7, 7] (2 seeds, 40,000 steps) | 5 | 4 | 100 |")
 
 
 def test_a_picture_is_written_only_when_named(results, tmp_path, monkeypatch, capsys):
@@ -123,8 +143,9 @@ def test_a_picture_is_written_only_when_named(results, tmp_path, monkeypatch, ca
     lc.main(lc.Args())
     lc.main(lc.Args(ablations=True))
     assert set(tmp_path.rglob("*")) == before
-    assert capsys.readouterr().out.count("| fmer-small | 5 [") == 2
-    lc.main(lc.Args(results, out=tmp_path / "curves.png"))
+    printed = capsys.readouterr().out
+    assert "| fmer | 5 [" in printed and "| K1 | 2 (" in printed
+    lc.main(lc.Args((results,), out=tmp_path / "curves.png"))
     pixels = matplotlib.image.imread(tmp_path / "curves.png")[..., :3]
     blue = np.abs(pixels - np.array([0, 0x72, 0xB2]) / 255).max(-1) < 0.01
     assert 500 < blue.sum() < 0.1 * blue.size and (pixels == 1).all(-1).mean() > 0.5
@@ -146,14 +167,14 @@ def test_a_broken_curve_is_named_in_one_line(tmp_path, text):
     write(path, {0: 1})
     path.write_text(text)
     with pytest.raises(SystemExit, match=rf"^error: .*{path}[^\n]*$"):
-        lc.load(lc.Args(tmp_path))
+        lc.load(lc.Args((tmp_path,)))
 
 
 def test_what_cannot_be_compared_is_refused(results, tmp_path):
     with pytest.raises(SystemExit, match="^error: no <task>/<method>/seed_<k>.csv in"):
-        lc.load(lc.Args(tmp_path / "missing"))
+        lc.load(lc.Args((tmp_path / "missing",)))
     with pytest.raises(SystemExit, match="nothing to draw"):
-        lc.draw({"Idle-v5": lc.load(lc.Args(results))["Idle-v5"]})
+        lc.draw({"Idle-v5": lc.load(lc.Args((results,)))["Idle-v5"]})
     folders = tmp_path / "a/H__x__1__2", tmp_path / "b/H__x__1__3", tmp_path / "H__x__2__4"
     for folder, step in zip(folders, (0, 0, 5), strict=True):
         write(folder / "eval.csv", {step: 1})
@@ -232,7 +253,7 @@ def test_random_actions_go_through_the_evaluation_of_policies(
     assert not list(tmp_path.iterdir())
     kitchen_random.main(kitchen_random.Args(seeds=2, eval_episodes=3, out=tmp_path))
     assert capsys.readouterr().out == text
-    curves = lc.load(lc.Args(results=tmp_path))
+    curves = lc.load(lc.Args(results=(tmp_path,)))
     steps, scores = curves["FrankaKitchen-v1-4"]["random"]
     assert list(steps) == [0] and scores.tolist() == [[50], [50]]
 

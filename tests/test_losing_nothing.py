@@ -312,9 +312,8 @@ def test_a_multiplier_stops_at_its_bound(fmer):
         agent.log_temperature.fill_(-14.0)
         agent.log_alpha.fill_(14.0)
     before = agent.velocity.net.out.bias.clone()
-    torch.nn.init.zeros_(agent.critic.q1.out.weight)  # Q is flat: T can only fall
-    torch.nn.init.zeros_(agent.critic.q1.out.bias)
-    torch.nn.init.constant_(agent.critic.q2.out.bias, 1e3)
+    for q in (agent.critic.q1, agent.critic.q2):
+        torch.nn.init.zeros_(q.out.weight)  # Q is flat: T can only fall
     losses = agent.update_actor(torch.randn(23, 5))
     assert (
         losses["ess"].item() == pytest.approx(1)
