@@ -171,7 +171,7 @@ def test_q_bias_is_q_as_it_was_when_acting_less_the_discounted_return(
 def test_q_approaches_the_discounted_return(tmp_path, env_id, value):
     """Reward 1, γ = 0.8: 1/(1−γ) through time limits; and where each step ends the episode
     with probability 1/7 (observations do not tell), 1/(1 − γ·6/7). The backup takes the
-    smaller of two noisy critics, which is a little too low."""
+    smaller of two noisy critics, a little too low: 2.86 where 3.18 is true."""
     fast = dict(q_lr=3e-3, tau=0.1, gamma=0.8, policy_frequency=10)
     result = run(tmp_path, env_id=env_id, total_timesteps=700, learning_starts=200, **fast)
     s, a, *_ = transitions(result["buffer"])
