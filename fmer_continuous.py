@@ -203,7 +203,7 @@ class VelocityField(nn.Module):
 
 
 class TwinQ(nn.Module):
-    """Q_1 and Q_2: s (…,S), a (…,d) -> (2,…). Their mean ranks, the smaller is a target."""
+    """Q_1 and Q_2: s (…,S), a (…,d) -> (2,…). Eqs. (4), (14): mean; (12): the smaller."""
 
     def __init__(self, obs_dim, action_dim, hidden_dim, layer_norm=False):
         super().__init__()

@@ -6,10 +6,10 @@ The first has the return of the best of M samples, and how far the critics are f
 discounted return that followed (mean over the steps of Q(s, a) minus it; of an
 episode cut by its time limit the last 500 steps do not count). The second has, at the
 states of these episodes: the correlation of Q_1 and Q_2 over the candidates (where it is 0,
-neither twin confirms the other's choice), the deviation over the states of Q_1 − Q_2 (where
-it is the larger, the smaller of the two is the same one for all candidates of a state), the
-deviation of Q over the candidates, that of an action, the entropy of Eq. (8); and the
-entropy at replayed states.
+neither twin confirms the other's choice), the deviation over the states of Q_1 − Q_2, that
+of Q over the candidates (if it is far below the former, one twin is the smaller for most
+candidates of a state), that of an action, the entropy of Eq. (8); and the entropy at
+replayed states.
 """
 
 import sys
@@ -45,7 +45,7 @@ def load(run_dir: Path):
     saved = torch.load(run_dir / "policy.pt", map_location="cpu", weights_only=True)
     fmer = fmer_kitchen if "tasks" in saved["args"] else fmer_continuous
     known = fmer.Args.__dataclass_fields__
-    flags = {"normalize_observations": False} | saved["args"]  # which they do not have
+    flags = {"normalize_observations": False} | saved["args"]  # older runs lack it
     args = fmer.Args(**{flag: value for flag, value in flags.items() if flag in known})
     agent = fmer.Agent(*saved["dims"], args)
     moments = {name: agent.state_dict()[name] for name in ("count", "mean", "variance")}

@@ -55,15 +55,13 @@ def find(args: Args) -> list[tuple[str, str, str, Path]]:
         key = parts[:3] if len(parts) == 4 else ["runs", name, "1"]
         found.append((*key, folder / "eval.csv"))
     if found:
-        return [run for run in found if not args.tasks or run[0] in args.tasks]
+        return found
     pattern = "ablations/*/*/seed_*" if args.ablations else "*/*/seed_*"
     paths = [path for folder in args.results for path in sorted(folder.glob(pattern))]
     for path in paths:
         curve = path / "eval.csv" if path.is_dir() else path
-        task, method = path.parent.parent.name, path.parent.name
-        wanted = not args.tasks or task in args.tasks
-        if wanted and curve.suffix == ".csv" and curve.exists():
-            found.append((task, method, path.stem, curve))
+        if curve.suffix == ".csv" and curve.exists():
+            found.append((path.parent.parent.name, path.parent.name, path.stem, curve))
     return found
 
 
@@ -95,6 +93,8 @@ def load(args: Args) -> Curves:
     """{task: {method: (steps, scores (seeds, steps))}}, at steps that all seeds share."""
     found = {}
     for task, method, seed, path in find(args):
+        if args.tasks and task not in args.tasks:
+            continue
         seeds = found.setdefault((is_kitchen(task), task, method), {})
         if seed in seeds:
             raise SystemExit(f"error: {path} is {task}/{method}/{seed} a second time")

@@ -38,6 +38,9 @@ def results(tmp_path):
         path = root / f"FrankaKitchen-v1-4/fmer/seed_{seed}.csv"
         write(path, {0: 0, 10_000: rate, 20_000: rate / 2}, "success_rate")
     write(root / "ablations/HalfCheetah-v4/K1/seed_1.csv", {0: 0, 20_000: 2})
+    for seed, last in enumerate([1, 3, 5, 7, 100], start=1):
+        path = root / f"ablations/HalfCheetah-v4/fmer/seed_{seed}.csv"
+        write(path, {0: 0, 20_000: last})
     return root
 
 
@@ -108,8 +111,6 @@ def test_panels_show_curves_seeds_interval_and_the_papers_level(results):
 
 
 def test_ablations_stand_beside_what_they_change(results):
-    for seed, last in enumerate([1, 3, 5, 7, 100], start=1):
-        write(results / f"ablations/HalfCheetah-v4/fmer/seed_{seed}.csv", {20_000: last})
     curves = lc.load(lc.Args((results,), ablations=True))
     assert {task: list(methods) for task, methods in curves.items()} == {
         "HalfCheetah-v4": ["K1", "fmer"]
@@ -143,8 +144,7 @@ def test_a_picture_is_written_only_when_named(results, tmp_path, monkeypatch, ca
     lc.main(lc.Args())
     lc.main(lc.Args(ablations=True))
     assert set(tmp_path.rglob("*")) == before
-    printed = capsys.readouterr().out
-    assert "| fmer | 5 [" in printed and "| K1 | 2 (" in printed
+    assert capsys.readouterr().out.count("| fmer | 5 [") == 2
     lc.main(lc.Args((results,), out=tmp_path / "curves.png"))
     pixels = matplotlib.image.imread(tmp_path / "curves.png")[..., :3]
     blue = np.abs(pixels - np.array([0, 0x72, 0xB2]) / 255).max(-1) < 0.01
