@@ -4,7 +4,9 @@
 
 The first has the return of the best of M samples, and how far the critics are from the
 discounted return that followed (mean over the steps of Q(s, a) minus it; of an
-episode cut by its time limit the last 500 steps do not count). The second has, at the
+episode cut by its time limit the last 500 steps do not count); then the same of the action
+of Eq. (14), moved uphill on Q in steps of length 0.02: if that returns much more, the
+policy lags behind its critics; if not, it has what they know. The second has, at the
 states of these episodes: the correlation of Q_1 and Q_2 over the candidates (where it is 0,
 neither twin confirms the other's choice), the deviation over the states of Q_1 − Q_2, that
 of Q over the candidates (if it is far below the former, one twin is the smaller for most
@@ -18,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import tyro
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -34,6 +37,7 @@ class Args:
 
     run_dirs: tuple[Path, ...]  # with policy.pt and checkpoint.pt
     best_of: tuple[int, ...] = (1, 4, 16, 64)  # M
+    uphill: int = 20  # steps along the gradient of Q, in the last row
     episodes: int = 10  # for each M
     num_candidates: int = 64  # at each state, for the second table
     seed: int = 0  # of the noise; the episodes' seeds are 10,000 and following
@@ -63,15 +67,27 @@ def discounted_returns(rewards: list[float], gamma: float) -> np.ndarray:
     return returns
 
 
-@torch.no_grad()
-def episode(agent, env, seed: int):
+def move_uphill(agent, s, a, steps: int):
+    """a (1,d) after steps of length 0.02 along the gradient of Q, and its Q (1,)."""
+    for _ in range(steps):
+        a = a.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(agent.critic(s, a).mean(0).sum(), a)
+        a = (a + 0.02 * F.normalize(gradient, dim=-1)).clamp(-1, 1)
+    return a.detach(), agent.critic(s, a).mean(0).detach()
+
+
+def episode(agent, env, seed: int, uphill=0):
     """Its return, its states, Q minus the discounted return at the steps that count."""
     obs, _ = env.reset(seed=seed)
     states, rewards, values = [], [], []
     over = False
     while not over:
+        s = agent.normalize(torch.as_tensor(obs[None], dtype=torch.float32))
         (action,), (value,) = agent.act(obs[None])
-        states.append(agent.normalize(torch.as_tensor(obs[None], dtype=torch.float32)))
+        if uphill:
+            moved, q = move_uphill(agent, s, torch.as_tensor(action[None]), uphill)
+            action, value = moved[0].numpy(), q.item()
+        states.append(s)
         values.append(value)
         obs, reward, terminated, truncated, _ = env.step(action)
         rewards.append(float(reward))
@@ -110,16 +126,17 @@ def diagnose(run_dir: Path, args: Args) -> tuple[list[list], list]:
     torch.manual_seed(args.seed)
     fmer, agent, env = load(run_dir)
     first = []
-    for agent.args.num_act_candidates in args.best_of:
-        episodes = [episode(agent, env, 10_000 + i) for i in range(args.episodes)]
+    trials = [(m, 0) for m in args.best_of] + [(agent.args.num_act_candidates, args.uphill)]
+    for agent.args.num_act_candidates, uphill in trials:
+        episodes = [episode(agent, env, 10_000 + i, uphill) for i in range(args.episodes)]
         returns, states, errors = zip(*episodes, strict=True)
         bias = np.mean(np.concatenate(errors))
         lengths = np.mean([len(s) for s in states])
         mean, deviation = np.mean(returns), np.std(returns)
-        first.append(
-            [run_dir.name, agent.args.num_act_candidates, mean, deviation, lengths, bias]
-        )
-    s = torch.cat(states)[:1000]
+        m = agent.args.num_act_candidates
+        first.append([run_dir.name, m, uphill, mean, deviation, lengths, bias])
+        if not uphill:
+            s = torch.cat(states)[:1000]
     checkpoint = torch.load(run_dir / "checkpoint.pt", weights_only=True)
     rows = checkpoint["rows"][:, : s.shape[1]]  # in a full buffer not in order
     replayed = agent.normalize(rows)
@@ -142,7 +159,7 @@ def table(header: str, rows: list[list]) -> str:
 def main(args: Args) -> None:
     torch.set_num_threads(1)
     found = [diagnose(run_dir, args) for run_dir in args.run_dirs]
-    header = "| run | M | return | deviation | steps | Q minus what followed |"
+    header = "| run | M | uphill | return | deviation | steps | Q minus what followed |"
     print(table(header, [row for rows, _ in found for row in rows]), end="\n\n")
     header = "| run | correlation of the twins | Q_1 − Q_2 over states | deviation of Q "
     header += "| of an action | entropy target | at the oldest states | newest | visited |"

@@ -75,6 +75,19 @@ class Apart(torch.nn.Module):
         return torch.stack([s + 3 * a, a])
 
 
+def test_uphill_is_along_the_gradient_of_the_mean_and_stays_in_the_box(run_dir):
+    _, agent, _ = diagnose.load(run_dir)
+    agent.critic = Apart()  # their mean: s_0/2 + 2 a_0
+    d = agent.dims[1]
+    s, a = torch.full((1, 3), 7.0), torch.full((1, d), 0.1)
+    moved, q = diagnose.move_uphill(agent, s, a, 5)
+    expected = a.clone()
+    expected[0, 0] = 0.2
+    torch.testing.assert_close(moved, expected)
+    torch.testing.assert_close(q, torch.tensor([3.9]))
+    assert diagnose.move_uphill(agent, s, a, 53)[0][0, 0] == 1
+
+
 def test_how_far_twins_are_apart_is_a_deviation_over_states(run_dir):
     _, agent, _ = diagnose.load(run_dir)
     agent.critic = Apart()
@@ -91,8 +104,9 @@ def test_both_tables(run_dir, capsys):
     diagnose.main(diagnose.Args(run_dirs=(run_dir,), best_of=(1, 3), episodes=2))
     first, second = capsys.readouterr().out.strip().split("\n\n")
     rows = [line.split(" | ") for line in first.splitlines()[2:]]
-    assert [row[:5] for row in rows] == [
-        ["| constant", m, "7", "0", "7"] for m in ("1", "3")
+    trials = [("1", "0"), ("3", "0"), ("5", "20")]  # M, steps uphill
+    assert [row[:6] for row in rows] == [
+        ["| constant", *trial, "7", "0", "7"] for trial in trials
     ]
     assert len(second.splitlines()) == 3
     target = second.splitlines()[2].split(" | ")[5]
