@@ -5,7 +5,7 @@ on its own samples, weighted by advantage; an entropy term keeps it from collaps
 Algorithm 1 (v of parameters θ, twin critics of parameters φ, replay buffer D):
  1  initialise θ (last layer zero: π starts as tanh N(0,I)), φ_1, φ_2, α, T, D; φ̄ ← φ
  2  for each environment step
- 3      a ← uniform in the box during warm-up, else Eq. (14)
+ 3      a ← uniform in the box during warm-up, else Eq. (14) with M = 1: a sample
  4      after warm-up: learner step (lines 5-10): a GPU learns while the CPU simulates
  5          batch (s,a,r,s',terminated) ~ D; y by Eq. (12); an Adam step on Eq. (13)
  6          every `policy_frequency` steps:
@@ -82,6 +82,7 @@ class Args:
     flow_steps: int = 5  # K, Euler steps from noise to action, Eq. (2)
     num_candidates: int = 16  # N, candidates to be weighted, Eq. (4)
     num_act_candidates: int = 16  # M, the best of which acts, Eq. (14)
+    num_explore_candidates: int = 1  # M in training steps: a sample explores
     temperature: float = 1.0  # T of Eq. (5); its first value if tuned
     autotune_temperature: bool = True  # hold ESS/N at ess_target, Eq. (6)
     ess_target: float = 0.3  # ρ, effective share of the candidates, Eq. (6)
@@ -96,7 +97,7 @@ def check(args: Args) -> None:
     limits = {
         "total_timesteps learning_starts buffer_size log_interval": (1, math.inf),
         "batch_size actor_batch_size hidden_dim flow_steps policy_frequency": (1, 2**14),
-        "num_act_candidates eval_episodes": (1, 2**14),
+        "num_act_candidates num_explore_candidates eval_episodes": (1, 2**14),
         "num_candidates": (2, 2**14),
         "num_threads": (1, os.cpu_count()),
         "seed eval_interval checkpoint_minutes alpha": (0, 1e9),
@@ -323,10 +324,10 @@ class Agent(nn.Module):
             return s
         return ((s - self.mean) / (self.variance.sqrt() + 0.01)).clamp(-10, 10).float()
 
-    def act(self, obs: np.ndarray, generator=None) -> tuple[np.ndarray, np.ndarray]:
-        """Alg. 1, line 3: the best of M samples, Eq. (14), (B,S) -> (B,d), its Q (B,)."""
+    def act(self, obs: np.ndarray, num_candidates: int, generator=None):
+        """The best of M = num_candidates samples, Eq. (14): (B,S) -> (B,d), its Q (B,)."""
         s = self.normalize(torch.as_tensor(obs).to(self.log_alpha))  # its type and device
-        a = self.sample(s, self.args.num_act_candidates, generator)[-1].tanh()
+        a = self.sample(s, num_candidates, generator)[-1].tanh()
         action, value = best_of(self.critic, s, a)
         return action.cpu().numpy(), value.cpu().numpy()
 
@@ -395,7 +396,7 @@ def evaluate(agent: Agent, envs: list[gym.Env], stop=None) -> list[dict]:
     obs = [env.reset(seed=EVAL_SEED + i)[0] for i, env in enumerate(envs)]
     metrics = [{} for _ in envs]  # empty: still running
     while not all(metrics) and not (stop and stop.is_set()):
-        actions, _ = agent.act(np.stack(obs), generator)
+        actions, _ = agent.act(np.stack(obs), agent.args.num_act_candidates, generator)
         for i, env in enumerate(envs):
             if not metrics[i]:
                 obs[i], _, terminated, truncated, info = env.step(actions[i])
@@ -543,7 +544,7 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
                 action = (2 * torch.rand(action_dim, device=device) - 1).cpu().numpy()
                 value = 0.0
             else:
-                (action,), (value,) = agent.act(obs[None])
+                (action,), (value,) = agent.act(obs[None], args.num_explore_candidates)
                 with_actor = step % args.policy_frequency == 0  # Alg. 1, lines 4, 6
                 progress.losses |= agent.update(buffer.sample(args.batch_size), with_actor)
             next_obs, reward, terminated, truncated, info = env.step(action)  # line 11

@@ -76,14 +76,14 @@ def move_uphill(agent, s, a, steps: int):
     return a.detach(), agent.critic(s, a).mean(0).detach()
 
 
-def episode(agent, env, seed: int, uphill=0):
+def episode(agent, env, seed: int, best_of: int, uphill=0):
     """Its return, its states, Q minus the discounted return at the steps that count."""
     obs, _ = env.reset(seed=seed)
     states, rewards, values = [], [], []
     over = False
     while not over:
         s = agent.normalize(torch.as_tensor(obs[None], dtype=torch.float32))
-        (action,), (value,) = agent.act(obs[None])
+        (action,), (value,) = agent.act(obs[None], best_of)
         if uphill:
             moved, q = move_uphill(agent, s, torch.as_tensor(action[None]), uphill)
             action, value = moved[0].numpy(), q.item()
@@ -127,13 +127,14 @@ def diagnose(run_dir: Path, args: Args) -> tuple[list[list], list]:
     fmer, agent, env = load(run_dir)
     first = []
     trials = [(m, 0) for m in args.best_of] + [(agent.args.num_act_candidates, args.uphill)]
-    for agent.args.num_act_candidates, uphill in trials:
-        episodes = [episode(agent, env, 10_000 + i, uphill) for i in range(args.episodes)]
+    for m, uphill in trials:
+        episodes = [
+            episode(agent, env, 10_000 + i, m, uphill) for i in range(args.episodes)
+        ]
         returns, states, errors = zip(*episodes, strict=True)
         bias = np.mean(np.concatenate(errors))
         lengths = np.mean([len(s) for s in states])
         mean, deviation = np.mean(returns), np.std(returns)
-        m = agent.args.num_act_candidates
         first.append([run_dir.name, m, uphill, mean, deviation, lengths, bias])
         if not uphill:
             s = torch.cat(states)[:1000]

@@ -281,8 +281,9 @@ def draw_strategy(agent: fmer.Agent) -> Figure:
     s = np.stack(np.meshgrid(grid, grid), -1).reshape(-1, 2)
     s = s[goal_reward(s) < -1]  # elsewhere the episode is over
     arrows = dict(angles="xy", scale_units="xy", scale=0.9, width=0.006)
-    left.quiver(*s.T, *agent.act(s)[0].T, color="C1", **arrows)
-    left.set_title(f"executed action, best of {agent.args.num_act_candidates}")
+    m = agent.args.num_act_candidates
+    left.quiver(*s.T, *agent.act(s, m)[0].T, color="C1", **arrows)
+    left.set_title(f"executed action, best of {m}")
     states, _ = rollouts(sampler(agent), 60)
     right.plot(*states.transpose(2, 0, 1), color="C1", lw=0.7)
     right.set_title("60 episodes, one sample a step")

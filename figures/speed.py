@@ -105,7 +105,9 @@ class Loop:
         self.obs, _ = env.reset(seed=1)
 
     def act(self) -> None:
-        (self.action,), _ = self.agent.act(self.obs[None])
+        (self.action,), _ = self.agent.act(
+            self.obs[None], self.agent.args.num_explore_candidates
+        )
 
     def learn(self) -> None:
         self.steps += 1

@@ -15,6 +15,7 @@ SMALL = dict(
     flow_steps=3,
     num_candidates=7,
     num_act_candidates=5,
+    num_explore_candidates=2,
     eval_interval=0,
     eval_episodes=3,
     log_interval=13,

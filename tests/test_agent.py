@@ -199,7 +199,7 @@ def test_every_network_sees_scaled_observations_and_only_observe_moves_the_scale
     values = {round(value, 4) for s in asked for value in s.unique().tolist()}
     assert values == {1.0, -round(2.02 / 2.01, 4)}, "(s − 3) / (2 + 0.01)"
     asked.clear()
-    agent.act(np.full((2, S), 5.01))
+    agent.act(np.full((2, S), 5.01), 5)
     assert asked and all(torch.allclose(s, torch.ones(())) for s in asked)
     assert (batch[0] == 5.01).all(), "the batch itself is as it was"
     assert all(torch.equal(agent.state_dict()[name], moments[name]) for name in moments)
@@ -212,7 +212,7 @@ def test_acting_takes_the_best_of_m_candidates_by_the_critics(fmer):
     agent = new_agent(fmer)
     agent.critic, agent.target_critic = (probe := Probe()), Forbidden()
     obs = np.random.default_rng(0).normal(size=(2, S))
-    actions, values = agent.act(obs)
+    actions, values = agent.act(obs, 5)
     a = torch.as_tensor(actions)
     assert probe.a.shape == (2, 5, D) and (probe.a.abs() < 1).all()
     value, best = probe(torch.as_tensor(obs).unsqueeze(1), probe.a).mean(0).max(1)
@@ -234,7 +234,7 @@ def test_candidates_start_from_fresh_standard_normal_noise(fmer):
 def test_a_generator_makes_acting_reproducible_and_spares_the_default_one(fmer):
     agent, obs = new_agent(fmer), np.ones((2, S))
     state = torch.get_rng_state()
-    actions = [agent.act(obs, torch.Generator().manual_seed(3))[0] for _ in range(2)]
+    actions = [agent.act(obs, 7, torch.Generator().manual_seed(3))[0] for _ in range(2)]
     assert np.array_equal(*actions) and torch.equal(state, torch.get_rng_state())
 
 

@@ -32,10 +32,10 @@ def test_a_run_from_before_observations_were_scaled_is_read_as_it_was(run_dir, t
 
 def test_the_critics_are_asked_about_scaled_observations(run_dir):
     _, agent, env = diagnose.load(run_dir)
-    raw = diagnose.episode(agent, env, 11)[1]
+    raw = diagnose.episode(agent, env, 11, 5)[1]
     agent.args.normalize_observations = True
     agent.mean.fill_(3.0)
-    scaled = diagnose.episode(agent, env, 11)[1]
+    scaled = diagnose.episode(agent, env, 11, 5)[1]
     torch.testing.assert_close(scaled, agent.normalize(raw))
     assert not torch.equal(scaled, raw)
 
@@ -51,7 +51,7 @@ def test_an_episode_compares_q_with_the_return_that_followed(run_dir, monkeypatc
     for q, value in ((agent.critic.q1, 3.0), (agent.critic.q2, 5.0)):
         torch.nn.init.zeros_(q.out.weight)
         torch.nn.init.constant_(q.out.bias, value)
-    total, states, errors = diagnose.episode(agent, env, 11)
+    total, states, errors = diagnose.episode(agent, env, 11, 5)
     assert total == 7 and states.shape == (7, 3)
     expected = [4 - 2 * (1 - 0.5 ** (7 - t)) for t in range(5)]  # the last 2 do not count
     np.testing.assert_allclose(errors, expected, rtol=1e-5)

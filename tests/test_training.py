@@ -189,6 +189,22 @@ def test_learns_to_hit_a_target_that_depends_on_the_state(tmp_path):
     assert before < -30 and after > -15
 
 
+def test_training_explores_with_its_own_number_of_candidates(tmp_path, monkeypatch):
+    asked, act = [], fmer.Agent.act
+
+    def recorded(agent, obs, num_candidates, generator=None):
+        asked.append((num_candidates, generator is None, len(obs)))
+        return act(agent, obs, num_candidates, generator)
+
+    monkeypatch.setattr(fmer.Agent, "act", recorded)
+    flags = dict(num_explore_candidates=3, num_act_candidates=7, eval_interval=50)
+    result = run(tmp_path, **flags)
+    evaluations = {each for each in asked if each != (3, True, 1)}
+    args = result["agent"].args
+    assert evaluations == {(7, False, args.eval_episodes)}
+    assert asked.count((3, True, 1)) == args.total_timesteps - args.learning_starts
+
+
 def test_observations_are_copied_from_simulators_that_reuse_their_array(tmp_path):
     s, _, _, next_s, _ = transitions(run(tmp_path, env_id="Aliasing-v0")["buffer"])
     assert (s != next_s).any(1).all()

@@ -13,6 +13,7 @@ import tyro
 import fmer_continuous
 import fmer_kitchen
 from figures import (
+    advantages,
     diagnose,
     kitchen_filmstrip,
     kitchen_progress,
@@ -28,6 +29,7 @@ README = (ROOT / "results" / "README.md").read_text()
 MODULES = {
     "fmer_continuous.py": fmer_continuous,
     "fmer_kitchen.py": fmer_kitchen,
+    "figures/advantages.py": advantages,
     "figures/diagnose.py": diagnose,
     "figures/kitchen_filmstrip.py": kitchen_filmstrip,
     "figures/kitchen_progress.py": kitchen_progress,
