@@ -67,7 +67,7 @@ ablations() {
     for k in 1 2 10; do ablate "K$k" --flow-steps "$k"; done
     ablate N4_rho0.4 --num-candidates 4 --ess-target 0.4
     for n in 8 32; do ablate "N$n" --num-candidates "$n"; done
-    for m in 1 4; do ablate "M$m" --num-act-candidates "$m"; done
+    for m in 1 4; do ablate "M$m" --num-act-candidates "$m" --num-explore-candidates "$m"; done
     for m in 4 16; do ablate "explore$m" --num-explore-candidates "$m"; done
     for b in 16 32 128; do ablate "actor_batch$b" --actor-batch-size "$b"; done
     ablate target_entropy-1 --target-entropy-scale -1

@@ -5,7 +5,7 @@ on its own samples, weighted by advantage; an entropy term keeps it from collaps
 Algorithm 1 (v of parameters θ, twin critics of parameters φ, replay buffer D):
  1  initialise θ (last layer zero: π starts as tanh N(0,I)), φ_1, φ_2, α, T, D; φ̄ ← φ
  2  for each environment step
- 3      a ← uniform in the box during warm-up, else Eq. (14) with M = 1: a sample
+ 3      a ← uniform in the box during warm-up, else Eq. (14), M in training
  4      after warm-up: learner step (lines 5-10): a GPU learns while the CPU simulates
  5          batch (s,a,r,s',terminated) ~ D; y by Eq. (12); an Adam step on Eq. (13)
  6          every `policy_frequency` steps:
@@ -81,8 +81,8 @@ class Args:
     actor_batch_size: int = 64  # the first states of a batch: N candidates for each
     flow_steps: int = 5  # K, Euler steps from noise to action, Eq. (2)
     num_candidates: int = 16  # N, candidates to be weighted, Eq. (4)
-    num_act_candidates: int = 16  # M, the best of which acts, Eq. (14)
-    num_explore_candidates: int = 1  # M in training steps: a sample explores
+    num_act_candidates: int = 16  # M in evaluation: the best acts, Eq. (14)
+    num_explore_candidates: int = 1  # M in training: a sample of π explores
     temperature: float = 1.0  # T of Eq. (5); its first value if tuned
     autotune_temperature: bool = True  # hold ESS/N at ess_target, Eq. (6)
     ess_target: float = 0.3  # ρ, effective share of the candidates, Eq. (6)

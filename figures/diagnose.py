@@ -3,15 +3,15 @@
     python figures/diagnose.py --run-dirs runs/hopper
 
 The first has the return of the best of M samples, and how far the critics are from the
-discounted return that followed (mean over the steps of Q(s, a) minus it; of an
-episode cut by its time limit the last 500 steps do not count); then the same of the action
-of Eq. (14), moved uphill on Q in steps of length 0.02: if that returns much more, the
-policy lags behind its critics; if not, it has what they know. The second has, at the
-states of these episodes: the correlation of Q_1 and Q_2 over the candidates (where it is 0,
-neither twin confirms the other's choice), the deviation over the states of Q_1 − Q_2, that
-of Q over the candidates (if it is far below the former, one twin is the smaller for most
-candidates of a state), that of an action, the entropy of Eq. (8); and the entropy at
-replayed states.
+discounted return that followed (mean over the steps of Q(s, a) minus it; of an episode
+cut by its time limit the last 500 steps do not count); then the same of the action of
+Eq. (14), moved uphill on Q in steps of length 0.02: if that returns much more, the
+policy lags behind its critics; if not, it may be at their maximum, or they mislead. The
+second has, at the states of these episodes: the correlation of Q_1 and Q_2 over the
+candidates (where it is 0, neither twin confirms the other's choice), the deviation over
+the states of Q_1 − Q_2, that of Q over the candidates (if it is far below the former,
+one twin is the smaller for most candidates of a state), that of an action, the entropy
+of Eq. (8); and the entropy at replayed states.
 """
 
 import sys

@@ -283,7 +283,7 @@ def draw_strategy(agent: fmer.Agent) -> Figure:
     arrows = dict(angles="xy", scale_units="xy", scale=0.9, width=0.006)
     m = agent.args.num_act_candidates
     left.quiver(*s.T, *agent.act(s, m)[0].T, color="C1", **arrows)
-    left.set_title(f"executed action, best of {m}")
+    left.set_title(f"action in evaluation, best of {m}")
     states, _ = rollouts(sampler(agent), 60)
     right.plot(*states.transpose(2, 0, 1), color="C1", lw=0.7)
     right.set_title("60 episodes, one sample a step")

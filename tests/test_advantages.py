@@ -69,6 +69,31 @@ def test_states_are_those_of_the_episodes_that_act(agent):
     assert len(np.unique(obs, axis=0)) == 17
 
 
+def test_q_that_knows_the_returns_has_correlation_one(agent, tmp_path, monkeypatch):
+    """γ = 0, H = 1: the return is the reward of the first step, s_0 + 3 a² + noise."""
+    env = fmer.make_env(TASK)
+    rng, taken, step = np.random.default_rng(3), [], env.unwrapped.step
+
+    def rewarded(scaled):
+        before = advantages.snapshot(env)[0][0]
+        taken.append(scaled)
+        obs, _, *rest = step(scaled)
+        return obs, before + 3 * (scaled[0] / 3) ** 2 + rng.normal(0, 0.1), *rest
+
+    class Knows(torch.nn.Module):
+        def forward(self, s, a):
+            return torch.stack([s[..., 0] + 3 * a[..., 0] ** 2 + x for x in (-1, 1)])
+
+    agent.critic, agent.args.gamma = Knows(), 0.0
+    monkeypatch.setattr(env.unwrapped, "step", rewarded)
+    monkeypatch.setattr(advantages, "load", lambda run_dir: (fmer, agent, env))
+    args = advantages.Args((tmp_path,), states=13, candidates=5, rollouts=7, horizon=1)
+    deviation, by_q, correlation, *_ = advantages.measure(tmp_path, args)
+    assert correlation == pytest.approx(1, abs=0.05)
+    assert deviation == pytest.approx(by_q, rel=0.1) and deviation > 0.3
+    assert len(taken) > 13 * 5 * 7
+
+
 def test_a_rollout_is_a_plain_episode_discounted_with_the_critics_at_its_end(agent):
     """A policy that does nothing, critics that say 3 and 5: from upright it survives 7
     steps, from a lean it falls."""

@@ -212,9 +212,9 @@ def test_acting_takes_the_best_of_m_candidates_by_the_critics(fmer):
     agent = new_agent(fmer)
     agent.critic, agent.target_critic = (probe := Probe()), Forbidden()
     obs = np.random.default_rng(0).normal(size=(2, S))
-    actions, values = agent.act(obs, 5)
+    actions, values = agent.act(obs, 4)  # not num_act_candidates
     a = torch.as_tensor(actions)
-    assert probe.a.shape == (2, 5, D) and (probe.a.abs() < 1).all()
+    assert probe.a.shape == (2, 4, D) and (probe.a.abs() < 1).all()
     value, best = probe(torch.as_tensor(obs).unsqueeze(1), probe.a).mean(0).max(1)
     assert torch.equal(a, probe.a[torch.arange(2), best])
     torch.testing.assert_close(torch.as_tensor(values), value.float())

@@ -100,6 +100,25 @@ def test_how_far_twins_are_apart_is_a_deviation_over_states(run_dir):
     assert deviation == pytest.approx(2 * a.std(1).mean().item(), rel=0.02), "of the mean"
 
 
+def test_an_episode_executes_the_best_of_so_many_moved_uphill_if_asked(
+    run_dir, monkeypatch
+):
+    _, agent, env = diagnose.load(run_dir)
+    agent.critic = Apart()
+    asked, executed = [], []
+    act, step = agent.act, env.step
+    monkeypatch.setattr(agent, "act", lambda obs, m: (asked.append(m), act(obs, m))[1])
+    monkeypatch.setattr(env, "step", lambda a: (executed.append(a), step(a))[1])
+    torch.manual_seed(3)
+    diagnose.episode(agent, env, 11, 4)
+    torch.manual_seed(3)
+    diagnose.episode(agent, env, 11, 4, uphill=5)
+    assert asked == [4] * 14
+    plain, moved = np.stack(executed[:7]), np.stack(executed[7:])
+    np.testing.assert_allclose(moved[:, 0], np.minimum(plain[:, 0] + 0.1, 1), rtol=1e-5)
+    np.testing.assert_array_equal(moved[:, 1:], plain[:, 1:])
+
+
 def test_both_tables(run_dir, capsys):
     diagnose.main(diagnose.Args(run_dirs=(run_dir,), best_of=(1, 3), episodes=2))
     first, second = capsys.readouterr().out.strip().split("\n\n")
