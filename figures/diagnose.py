@@ -8,10 +8,10 @@ cut by its time limit the last 500 steps do not count); then the same of the act
 Eq. (14), moved uphill on Q in steps of length 0.02: if that returns much more, the
 policy lags behind its critics; if not, it may be at their maximum, or they mislead. The
 second has, at the states of these episodes: the correlation of Q_1 and Q_2 over the
-candidates (where it is 0, neither twin confirms the other's choice), the deviation over
-the states of Q_1 − Q_2, that of Q over the candidates (if it is far below the former,
-one twin is the smaller for most candidates of a state), that of an action, the entropy
-of Eq. (8); and the entropy at replayed states.
+candidates (near 0 also where their mean is largest), the deviation over the states of
+Q_1 − Q_2, that of Q over the candidates (if it is far below the former, one twin is the
+smaller for most candidates of a state), that of an action, the entropy of Eq. (8); and
+the entropy at replayed states.
 """
 
 import sys
