@@ -14,6 +14,7 @@ import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib.style
 import numpy as np
@@ -30,8 +31,18 @@ PAPER = {  # FMER and SAC, quoted second-hand: best evaluation, 5 seeds, 1M step
     "FrankaKitchen-v1-4": (50, 31),
     "FrankaKitchen-v1-7": (45.71, 17.43),
 }
-Curves = dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]
 iqm = partial(trim_mean, proportiontocut=0.25)  # over axis 0, the seeds
+
+
+class Method(NamedTuple):
+    """The runs of one method on one task."""
+
+    steps: np.ndarray  # (S,), those that all seeds share
+    scores: np.ndarray  # (seeds, S)
+    seeds: list[dict[int, float]]  # {step: score} of each, to its own end
+
+
+Curves = dict[str, dict[str, Method]]  # by task and method
 
 
 @dataclass
@@ -90,7 +101,7 @@ def read_curve(path: Path, task: str) -> dict[int, float]:
 
 
 def load(args: Args) -> Curves:
-    """{task: {method: (steps, scores (seeds, steps))}}, at steps that all seeds share."""
+    """The runs that `args` names, by task and method."""
     found = {}
     for task, method, seed, path in find(args):
         if args.tasks and task not in args.tasks:
@@ -104,13 +115,17 @@ def load(args: Args) -> Curves:
         raise SystemExit(f"error: no <task>/<method>/seed_<k>.csv in {where!r}")
     curves = {}
     for (_, task, method), seeds in sorted(found.items()):  # the kitchen last
-        steps = sorted(set.intersection(*map(set, seeds.values())))
-        steps = [step for step in steps if step <= args.until]
+        whole = [
+            {step: score for step, score in curve.items() if step <= args.until}
+            for curve in seeds.values()
+        ]
+        steps = sorted(set.intersection(*map(set, whole)))
         if not steps:
             shared = f"no evaluation up to step {args.until:g}"
             raise SystemExit(f"error: the seeds of {task}/{method} share {shared}")
-        scores = [[curve[step] for step in steps] for curve in seeds.values()]
-        curves.setdefault(task, {})[method] = np.array(steps), np.array(scores)
+        scores = [[curve[step] for step in steps] for curve in whole]
+        runs = Method(np.array(steps), np.array(scores), whole)
+        curves.setdefault(task, {})[method] = runs
     return curves
 
 
@@ -142,7 +157,7 @@ def table(curves: Curves, with_paper: bool) -> str:
     ]
     for task, methods in curves.items():
         digits, unit = (1, " %") if is_kitchen(task) else (0, "")
-        for method, (steps, scores) in methods.items():
+        for method, (steps, scores, _) in methods.items():
             last = f"{iqm(scores[:, -1]):.{digits}f}{unit}"
             if len(scores) > 1:
                 low, high = interval(scores[:, -1])
@@ -159,12 +174,14 @@ def table(curves: Curves, with_paper: bool) -> str:
 
 
 def rises(methods: dict) -> bool:
-    return any(scores.max() > scores[:, 0].max() for _, scores in methods.values())
+    return any(runs.scores.max() > runs.scores[:, 0].max() for runs in methods.values())
 
 
 def draw(curves: Curves) -> Figure:
     """A panel for each task with curves, those that rise first. Thin lines: the seeds."""
-    drawn = [t for t, m in curves.items() if any(len(steps) > 1 for steps, _ in m.values())]
+    drawn = [
+        t for t, m in curves.items() if any(len(runs.steps) > 1 for runs in m.values())
+    ]
     if not drawn:
         raise SystemExit("error: nothing to draw: no run was evaluated twice")
     drawn.sort(key=lambda task: not rises(curves[task]))
@@ -174,8 +191,8 @@ def draw(curves: Curves) -> Figure:
     figure = Figure((3.6 * columns, 3 * rows))
     for i, task in enumerate(drawn):
         panel = figure.add_subplot(rows, columns, i + 1)
-        for method, (steps, scores) in curves[task].items():
-            draw_curve(panel, method, steps, scores, f"C{names.index(method)}")
+        for method, runs in curves[task].items():
+            draw_curve(panel, method, runs, f"C{names.index(method)}")
         beyond = draw_paper(panel, task)
         bottom, top = panel.get_ylim()
         panel.set_yticks([tick for tick in panel.get_yticks() if bottom <= tick <= top])
@@ -188,13 +205,18 @@ def draw(curves: Curves) -> Figure:
     return figure
 
 
-def draw_curve(panel, method: str, steps, scores, colour: str) -> None:
+def draw_curve(panel, method: str, runs: Method, colour: str) -> None:
+    """Thick: the IQM while all seeds go on. Thin: each seed to its end."""
+    steps, scores, seeds = runs
     label = f"{method} ({count(scores)})"
     if len(steps) == 1:  # a policy that does not learn
         panel.axhline(iqm(scores)[0], color=colour, lw=1.2, ls="--", label=label)
         return
     panel.fill_between(steps / 1000, *interval(scores), color=colour, alpha=0.15, lw=0)
-    panel.plot(steps / 1000, scores.T, color=colour, lw=0.6, alpha=0.4)
+    for seed in seeds:
+        panel.plot(
+            np.array([*seed]) / 1000, [*seed.values()], color=colour, lw=0.6, alpha=0.5
+        )
     panel.plot(steps / 1000, iqm(scores), color=colour, lw=1.8, label=label)
 
 
@@ -217,7 +239,7 @@ def draw_ablations(curves: Curves) -> Figure:
     most = max(len(methods) for methods in curves.values())
     figure = Figure((5 * len(curves), 0.9 + 0.23 * most))
     for i, (task, methods) in enumerate(curves.items()):
-        last = {method: scores[:, -1] for method, (_, scores) in methods.items()}
+        last = {method: runs.scores[:, -1] for method, runs in methods.items()}
         ranked = sorted(last, key=lambda method, last=last: iqm(last[method]))
         panel = figure.add_subplot(1, len(curves), i + 1)
         for y, method in enumerate(ranked):

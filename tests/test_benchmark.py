@@ -135,7 +135,7 @@ def test_runs_are_made_skipped_and_resumed(tmp_path, monkeypatch):
     done = bench("mujoco", **settings)
     assert done.returncode == 0, done.stderr
     curves = learning_curves.load(learning_curves.Args(results=(out,)))
-    steps, scores = curves["Hopper-v4"]["fmer"]
+    steps, scores, _ = curves["Hopper-v4"]["fmer"]
     assert list(steps) == [0, 30, 60] and scores.shape == (2, 3)
     assert (second / "eval.csv").read_text().startswith(before), "resumed, not begun again"
     assert "torch==" in (out / "provenance.txt").read_text()

@@ -63,7 +63,7 @@ def test_table(results):
         "Idle-v5": ["random"],
         "FrankaKitchen-v1-4": ["fmer"],
     }
-    low, high = lc.interval(curves["HalfCheetah-v4"]["fmer"][1][:, -1])
+    low, high = lc.interval(curves["HalfCheetah-v4"]["fmer"].scores[:, -1])
     assert lc.table(curves, with_paper=True).splitlines()[2:] == [
         f"| HalfCheetah-v4 | fmer | 5 [{low:.0f}, {high:.0f}] "
         "(5 seeds, 20,000 steps) | 16 | 16 | 27 |",
@@ -84,8 +84,8 @@ def test_run_directories_are_read_by_their_names(tmp_path):
     for folder in folders:
         write(folder / "eval.csv", {0: 1, 10: 2})
     curves = lc.load(lc.Args(runs=folders))
-    assert curves["Hopper-v4"]["no_exact"][1].shape == (2, 2)
-    assert curves["runs"]["mine"][1].shape == (1, 2)
+    assert curves["Hopper-v4"]["no_exact"].scores.shape == (2, 2)
+    assert curves["runs"]["mine"].scores.shape == (1, 2)
 
 
 def test_panels_show_curves_seeds_interval_and_the_papers_level(results):
@@ -99,6 +99,8 @@ def test_panels_show_curves_seeds_interval_and_the_papers_level(results):
     curve = lines["fmer (5 seeds)"].get_xydata()
     np.testing.assert_array_equal(curve, [[0, 0], [10, 9], [20, 5]])
     assert len(cheetah.lines) == (5 + 1) + (1 + 1), "thin lines and a thick one each"
+    longest = cheetah.lines[0].get_xydata()
+    np.testing.assert_array_equal(longest, [[0, 0], [10, 9], [20, 1], [30, 8]])
     band = cheetah.collections[0].get_paths()[0].vertices
     assert band[band[:, 0] == 20, 1].max() < 100, "an interval of the mean, not the range"
     assert cheetah.get_ylim()[1] < 200
@@ -128,12 +130,14 @@ def test_several_folders_some_tasks_and_the_first_steps(results, tmp_path):
     curves = lc.load(args)
     assert list(curves) == ["HalfCheetah-v4"]
     assert list(curves["HalfCheetah-v4"]) == ["fmer", "sac", "slow"]
-    assert all(list(steps) == [0, 10_000] for steps, _ in curves["HalfCheetah-v4"].values())
+    assert all(
+        list(runs.steps) == [0, 10_000] for runs in curves["HalfCheetah-v4"].values()
+    )
 
 
 def test_means_are_over_seeds_and_evaluations_but_not_that_of_step_0():
     scores = np.array([[100.0, 1.0, 2.0, 6.0, 7.0], [100.0, 3.0, 2.0, 8.0, 7.0]])
-    curves = {"Hopper-v4": {"fmer": (np.arange(0, 50_000, 10_000), scores)}}
+    curves = {"Hopper-v4": {"fmer": lc.Method(np.arange(0, 50_000, 10_000), scores, [])}}
     (line,) = lc.table(curves, with_paper=False).splitlines()[2:]
     assert line.endswith("| 7 [7, 7] (2 seeds, 40,000 steps) | 5 | 4 | 100 |")
 
@@ -254,7 +258,7 @@ def test_random_actions_go_through_the_evaluation_of_policies(
     kitchen_random.main(kitchen_random.Args(seeds=2, eval_episodes=3, out=tmp_path))
     assert capsys.readouterr().out == text
     curves = lc.load(lc.Args(results=(tmp_path,)))
-    steps, scores = curves["FrankaKitchen-v1-4"]["random"]
+    steps, scores, _ = curves["FrankaKitchen-v1-4"]["random"]
     assert list(steps) == [0] and scores.tolist() == [[50], [50]]
 
 
