@@ -33,7 +33,8 @@ TESTS = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py")
 def commands():
     """Every command of an indented block or in backticks, one by one."""
     blocks = re.findall(r"^    (.+)$", PROSE, re.MULTILINE) + INLINE
-    return [part.strip() for block in blocks for part in block.split("&&")]
+    lines = [block.split("  #")[0] for block in blocks]  # without a comment at the end
+    return [part.strip() for line in lines for part in line.split("&&")]
 
 
 def fenced(language):
