@@ -62,7 +62,7 @@ def test_tables_are_the_output_of_their_command(capsys, monkeypatch):
 @pytest.mark.parametrize("task", ["HalfCheetah-v4", "Hopper-v4", "Walker2d-v4"])
 def test_the_first_page_has_the_recorded_results(task):
     curves = learning_curves.load(learning_curves.Args((ROOT / "results",), tasks=(task,)))
-    steps, scores = curves[task]["fmer"]
+    steps, scores, _ = curves[task]["fmer"]
     last = scores[:, -1]
     low, high = learning_curves.interval(last)
     cell = f"{learning_curves.iqm(last):.0f} [{low:.0f}, {high:.0f}]"
