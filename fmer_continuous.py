@@ -2,11 +2,11 @@
 
 The policy is an ODE from noise x_0 to a latent action x_1, and a = tanh x_1. It regresses
 on its own samples, weighted by advantage; an entropy term keeps it from collapsing.
-Algorithm 1 (v of parameters θ, twin critics of parameters φ, replay buffer D):
+Algorithm 1, reconstructed (θ: parameters of v, φ: of the twin critics, D: replay buffer):
  1  initialise θ (last layer zero: π starts as tanh N(0,I)), φ_1, φ_2, α, T, D; φ̄ ← φ
  2  for each environment step
- 3      a ← uniform in the box during warm-up, else Eq. (14), M in training
- 4      after warm-up: learner step (lines 5-10): a GPU learns while the CPU simulates
+ 3      a ← uniform in the box during warm-up, else the best of M samples, Eq. (14)
+ 4      after warm-up: learner step (5-10), launched before 11: a GPU can overlap them
  5          batch (s,a,r,s',terminated) ~ D; y by Eq. (12); an Adam step on Eq. (13)
  6          every `policy_frequency` steps:
  7              candidates at the batch's first states, Eq. (2); weights, Eqs. (4)-(6)
@@ -14,7 +14,7 @@ Algorithm 1 (v of parameters θ, twin critics of parameters φ, replay buffer D)
  9              dual Adam steps: log α by Eq. (11), log T by Eq. (6)
 10          φ̄ ← (1−τ)φ̄ + τφ
 11      step the environment with a, store the transition
-README.md has where each equation is from, and what does not hold. B states of S numbers.
+README.md: each equation's source and test, and caveats. Shapes: B states of S numbers.
 """
 
 import copy
@@ -273,7 +273,7 @@ def sampler_entropy(velocity, s, path, k):
 
 def ode_entropy(velocity, s, path, k, probe):
     """H = d·H_0 + ∫ E[∇·v − 2 tanh(x)·v] dt, ∇·v ≈ εᵀ(∂v/∂x)ε.  Eq. (9), the limit of (8)
-    for h → 0. Arguments as in (8), and probe (B,d) of ε = ±1 (Hutchinson) -> scalar."""
+    for h → 0, at step k. As in (8), and probe (B,d): ε = ±1 (Hutchinson) -> scalar."""
     h = 1 / (len(path) - 1)
     batch_size, d = path.shape[1:]
     x = path[k, torch.arange(batch_size, device=s.device)].detach().requires_grad_()
@@ -324,10 +324,10 @@ class Agent(nn.Module):
             return s
         return ((s - self.mean) / (self.variance.sqrt() + 0.01)).clamp(-10, 10).float()
 
-    def act(self, obs: np.ndarray, num_candidates: int, generator=None):
-        """The best of M = num_candidates samples, Eq. (14): (B,S) -> (B,d), its Q (B,)."""
+    def act(self, obs: np.ndarray, num_samples: int, generator=None):
+        """The best of M = num_samples samples, Eq. (14): (B,S) -> (B,d), its Q (B,)."""
         s = self.normalize(torch.as_tensor(obs).to(self.log_alpha))  # its type and device
-        a = self.sample(s, num_candidates, generator)[-1].tanh()
+        a = self.sample(s, num_samples, generator)[-1].tanh()
         action, value = best_of(self.critic, s, a)
         return action.cpu().numpy(), value.cpu().numpy()
 
@@ -356,7 +356,7 @@ class Agent(nn.Module):
         return {"qf_loss": q_loss.detach() / 2, "qf_values": q.detach().mean()}
 
     def update_actor(self, s) -> dict:
-        """Alg. 1, lines 7-9: a step on L_π = L_CFM − α·H, and on log α and log T."""
+        """Alg. 1, lines 7-9: steps on L_π = L_CFM − α·H (candidate 0), log α and log T."""
         alpha = self.log_alpha.detach().exp()
         temperature = self.log_temperature.detach().exp()
         path = self.sample(s, self.args.num_candidates)  # (K+1,B,N,d), Eq. (2)
@@ -369,7 +369,7 @@ class Agent(nn.Module):
         x0 = torch.randn_like(x1)  # not the noise that led to x1: independent of it
         t = torch.rand_like(x1[..., :1])  # (B,N,1)
         flow_matching = flow_matching_loss(self.velocity, s, x0, x1, t, weights)  # Eq. (7)
-        k = torch.randint(self.args.flow_steps, (len(s),), device=s.device)  # a step
+        k = torch.randint(self.args.flow_steps, (len(s),), device=s.device)  # a step each
         if self.args.exact_entropy:
             entropy = sampler_entropy(self.velocity, s, path[:, :, 0], k)  # Eq. (8)
         else:
@@ -495,7 +495,7 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
     try:
         env = make_env(task)
     except (gym.error.Error, ModuleNotFoundError) as error:
-        if not label.startswith(str(getattr(error.__cause__, "name", ""))):
+        if not label.startswith(getattr(error.__cause__, "name", None) or ""):
             raise  # the user's module imports what is not there
         raise SystemExit(f"error: cannot make {task!r}: {error}") from None
     eval_envs = [make_env(task) for _ in range(args.eval_episodes)]
@@ -553,7 +553,7 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
             obs = next_obs
             progress.step = step
             progress.actions.append(action.tolist())
-            progress.discounts = 1 + args.gamma * progress.discounts  # of r in Σ_t G_t
+            progress.discounts = 1 + args.gamma * progress.discounts  # r's share of Σ_t G_t
             progress.q_errors += float(value - reward * progress.discounts)  # Σ_t (Q − G_t)
             if terminated or truncated:
                 bias = progress.q_errors / len(progress.actions)

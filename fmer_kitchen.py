@@ -272,7 +272,7 @@ def sampler_entropy(velocity, s, path, k):
 
 def ode_entropy(velocity, s, path, k, probe):
     """H = d·H_0 + ∫ E[∇·v − 2 tanh(x)·v] dt, ∇·v ≈ εᵀ(∂v/∂x)ε.  Eq. (9), the limit of (8)
-    for h → 0. Arguments as in (8), and probe (B,d) of ε = ±1 (Hutchinson) -> scalar."""
+    for h → 0, at step k. As in (8), and probe (B,d): ε = ±1 (Hutchinson) -> scalar."""
     h = 1 / (len(path) - 1)
     batch_size, d = path.shape[1:]
     x = path[k, torch.arange(batch_size, device=s.device)].detach().requires_grad_()
@@ -323,10 +323,10 @@ class Agent(nn.Module):
             return s
         return ((s - self.mean) / (self.variance.sqrt() + 0.01)).clamp(-10, 10).float()
 
-    def act(self, obs: np.ndarray, num_candidates: int, generator=None):
-        """The best of M = num_candidates samples, Eq. (14): (B,S) -> (B,d), its Q (B,)."""
+    def act(self, obs: np.ndarray, num_samples: int, generator=None):
+        """The best of M = num_samples samples, Eq. (14): (B,S) -> (B,d), its Q (B,)."""
         s = self.normalize(torch.as_tensor(obs).to(self.log_alpha))  # its type and device
-        a = self.sample(s, num_candidates, generator)[-1].tanh()
+        a = self.sample(s, num_samples, generator)[-1].tanh()
         action, value = best_of(self.critic, s, a)
         return action.cpu().numpy(), value.cpu().numpy()
 
@@ -355,7 +355,7 @@ class Agent(nn.Module):
         return {"qf_loss": q_loss.detach() / 2, "qf_values": q.detach().mean()}
 
     def update_actor(self, s) -> dict:
-        """Alg. 1, lines 7-9: a step on L_π = L_CFM − α·H, and on log α and log T."""
+        """Alg. 1, lines 7-9: steps on L_π = L_CFM − α·H (candidate 0), log α and log T."""
         alpha = self.log_alpha.detach().exp()
         temperature = self.log_temperature.detach().exp()
         path = self.sample(s, self.args.num_candidates)  # (K+1,B,N,d), Eq. (2)
@@ -368,7 +368,7 @@ class Agent(nn.Module):
         x0 = torch.randn_like(x1)  # not the noise that led to x1: independent of it
         t = torch.rand_like(x1[..., :1])  # (B,N,1)
         flow_matching = flow_matching_loss(self.velocity, s, x0, x1, t, weights)  # Eq. (7)
-        k = torch.randint(self.args.flow_steps, (len(s),), device=s.device)  # a step
+        k = torch.randint(self.args.flow_steps, (len(s),), device=s.device)  # a step each
         if self.args.exact_entropy:
             entropy = sampler_entropy(self.velocity, s, path[:, :, 0], k)  # Eq. (8)
         else:
@@ -494,7 +494,7 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
     try:
         env = make_env(task)
     except (gym.error.Error, ModuleNotFoundError) as error:
-        if not label.startswith(str(getattr(error.__cause__, "name", ""))):
+        if not label.startswith(getattr(error.__cause__, "name", None) or ""):
             raise  # the user's module imports what is not there
         raise SystemExit(f"error: cannot make {task!r}: {error}") from None
     eval_envs = [make_env(task) for _ in range(args.eval_episodes)]
@@ -552,7 +552,7 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
             obs = next_obs
             progress.step = step
             progress.actions.append(action.tolist())
-            progress.discounts = 1 + args.gamma * progress.discounts  # of r in Σ_t G_t
+            progress.discounts = 1 + args.gamma * progress.discounts  # r's share of Σ_t G_t
             progress.q_errors += float(value - reward * progress.discounts)  # Σ_t (Q − G_t)
             if terminated or truncated:
                 bias = progress.q_errors / len(progress.actions)

@@ -34,7 +34,7 @@ class RandomAgent(fmer_kitchen.Agent):
         super().__init__(59, 9, fmer_kitchen.Args(hidden_dim=1))
         self.rng = np.random.default_rng(seed)
 
-    def act(self, obs, num_candidates, generator=None):
+    def act(self, obs, num_samples, generator=None):
         actions = self.rng.uniform(-1, 1, (len(obs), 9)).astype(np.float32)
         return actions, np.zeros(len(obs))
 

@@ -548,7 +548,10 @@ def test_the_fixed_point_balances_selection_and_diffusion(fmer, alpha, temperatu
     """Q = −x²/2κ², policy N(0,σ²) in the latent, first order in α and 1/T. Selection:
     1/σ_w² = 1/σ² + 1/(κ²T), that is d log σ = −σ²/(2κ²T). Diffusion: the drift
     α·x/(2·s_t²) of (10), s_t² = (1−t)² + t²σ², gives d log σ = (α/2)·∫_0^1 dt/s_t²
-    = απ/(4σ), by u = t/(1−t). They cancel at σ³ = (π/2)·α·T·κ², not at σ² = α·κ²."""
+    = απ/(4σ), by u = t/(1−t). They cancel at σ³ = (π/2)·α·T·κ², not at σ² = α·κ².
+    Apart from both, Euler's steps contract: with c = (ds_t/dt)/s_t, −½·Σ_k (h·c_k)² and
+    the end terms of h·Σ_k c_k make −h/2 − hπ(1+σ²)/(8σ), little beside diffusion only if
+    α ≫ h/2."""
     kappa, steps = 1.3, 400
     z, w = normal_nodes(20)
 
@@ -577,6 +580,10 @@ def test_the_fixed_point_balances_selection_and_diffusion(fmer, alpha, temperatu
         updated = update(sigma, alpha, temperature) / update(sigma, 0.0, math.inf)
         return math.log(updated)
 
+    for sigma in (0.3, 0.7):
+        contraction = (1 + math.pi * (1 + sigma**2) / (4 * sigma)) / (2 * steps)
+        change_alone = math.log(update(sigma, 0.0, math.inf) / sigma)
+        assert change_alone == pytest.approx(-contraction, rel=0.03)
     selection = lambda sigma: sigma**2 / (2 * kappa**2 * temperature)  # noqa: E731
     rest = (math.pi / 2 * alpha * temperature * kappa**2) ** (1 / 3)
     assert change(rest) == pytest.approx(0, abs=0.05 * selection(rest))
