@@ -9,8 +9,8 @@ some steps, where the target critics take over. The advantages of the candidates
 state, in the table's columns: their deviation in truth (from the covariance of the means
 over the even and the odd rollouts, in which noise has no part); their deviation by Q, the
 mean of the twins; the correlation of the two (nan: the rollouts are too few to tell);
-what the candidate of largest Q gains in truth, with its standard error over the states,
-and what Q promises of it.
+what the candidate of largest Q gains in truth; and what Q promises of it. Behind ± are
+standard errors over the states, that of the correlation for given deviations.
 """
 
 import sys
@@ -31,10 +31,10 @@ class Args:
     """Compare Q with rollouts."""
 
     run_dirs: tuple[Path, ...]  # with policy.pt
-    states: int = 40
+    states: int = 160
     candidates: int = 8  # at each state
-    rollouts: int = 32  # of each candidate
-    horizon: int = 150  # steps of a rollout
+    rollouts: int = 6  # of each candidate
+    horizon: int = 100  # steps of a rollout
     every: int = 7  # steps of an episode between two states
     seed: int = 0
 
@@ -103,12 +103,12 @@ def compare(q: np.ndarray, returns: np.ndarray) -> list[float]:
     true, promised = advantage(returns.mean(-1)), advantage(q)
     halves = advantage(returns[..., ::2].mean(-1)) * advantage(returns[..., 1::2].mean(-1))
     deviation = np.sqrt(max(halves.mean(), 0))
-    covariance = (promised * true).mean()
-    correlation = covariance / (promised.std() * deviation) if deviation else np.nan
+    scale = promised.std() * deviation if deviation else np.nan
     best = np.arange(len(q)), q.argmax(1)
-    error = true[best].std() / np.sqrt(len(q))
-    gains = [true[best].mean(), error, promised[best].mean()]
-    return [deviation, promised.std(), correlation, *gains]
+    columns = [deviation, promised.std()]
+    for of_a_state in ((promised * true).mean(1) / scale, true[best]):
+        columns += [of_a_state.mean(), of_a_state.std() / np.sqrt(len(q))]
+    return [*columns, promised[best].mean()]
 
 
 def measure(run_dir: Path, args: Args) -> list[float]:
@@ -132,10 +132,8 @@ def main(args: Args) -> None:
     print("| run | deviation | by Q | correlation | gain of the largest Q | promised |")
     print("|---|--:|--:|--:|--:|--:|")
     for run_dir in args.run_dirs:
-        deviation, by_q, correlation, gain, error, promised = measure(run_dir, args)
-        cells = [f"{deviation:.2f}", f"{by_q:.2f}", f"{correlation:.2f}"]
-        cells += [f"{gain:.2f} ± {error:.2f}", f"{promised:.2f}"]
-        print(f"| {run_dir.name} | " + " | ".join(cells) + " |", flush=True)
+        row = "| {:.2f} | {:.2f} | {:.2f} ± {:.2f} | {:.2f} ± {:.2f} | {:.2f} |"
+        print(f"| {run_dir.name} {row.format(*measure(run_dir, args))}", flush=True)
 
 
 if __name__ == "__main__":

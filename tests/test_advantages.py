@@ -23,11 +23,13 @@ def test_what_is_known_of_the_truth_is_found():
     true = rng.normal(0, 0.5, (397, 11))
     q = 100 + 0.6 * true + rng.normal(0, 0.4, true.shape)  # correlation 0.6
     returns = 7 + true[..., None] + rng.normal(0, 2, (*true.shape, 31))
-    deviation, by_q, correlation, gain, error, promised = advantages.compare(q, returns)
+    row = advantages.compare(q, returns)
+    deviation, by_q, correlation, within, gain, error, promised = row
     shrunk = np.sqrt(10 / 11)  # each state's mean of 11 is taken off
     assert deviation == pytest.approx(0.5 * shrunk, rel=0.05)
     assert by_q == pytest.approx(0.5 * shrunk, rel=0.05)
     assert correlation == pytest.approx(0.6, abs=0.05)
+    assert within == pytest.approx(np.sqrt((1 + 0.6**2) / (397 * 11)), rel=0.5)
     best = np.arange(397), q.argmax(1)
     centred = true - true.mean(1, keepdims=True)
     assert gain == pytest.approx(centred[best].mean(), abs=4 * error)
@@ -37,9 +39,8 @@ def test_what_is_known_of_the_truth_is_found():
 def test_noise_alone_has_no_advantage():
     rng = np.random.default_rng(3)
     returns = rng.normal(0, 1, (397, 11, 31))
-    deviation, _, _, gain, error, _ = advantages.compare(
-        rng.normal(size=(397, 11)), returns
-    )
+    columns = advantages.compare(rng.normal(size=(397, 11)), returns)
+    deviation, *_, gain, error, _ = columns
     assert deviation < 0.05 and abs(gain) < 4 * error
 
 
