@@ -77,7 +77,7 @@ class Args:
     flow_steps: int = 5  # K, Euler steps from noise to action, Eq. (2)
     num_candidates: int = 16  # N, candidates to be weighted, Eq. (4)
     num_act_candidates: int = 16  # M in evaluation: the best acts, Eq. (14)
-    num_explore_candidates: int = 16  # M in training; 1 is untried here
+    num_explore_candidates: int = 16  # M in training; 1 learned the kettle too
     temperature: float = 0.01  # T of Eq. (5); its first value if tuned
     autotune_temperature: bool = True  # hold ESS/N at ess_target, Eq. (6)
     ess_target: float = 0.6  # ρ, effective share of the candidates, Eq. (6)
