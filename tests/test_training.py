@@ -192,9 +192,9 @@ def test_learns_to_hit_a_target_that_depends_on_the_state(tmp_path):
 def test_training_explores_with_its_own_number_of_candidates(tmp_path, monkeypatch):
     asked, act = [], fmer.Agent.act
 
-    def recorded(agent, obs, num_candidates, generator=None):
-        asked.append((num_candidates, generator is None, len(obs)))
-        return act(agent, obs, num_candidates, generator)
+    def recorded(agent, obs, num_samples, generator=None):
+        asked.append((num_samples, generator is None, len(obs)))
+        return act(agent, obs, num_samples, generator)
 
     monkeypatch.setattr(fmer.Agent, "act", recorded)
     flags = dict(num_explore_candidates=3, num_act_candidates=7, eval_interval=50)
