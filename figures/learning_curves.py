@@ -53,6 +53,7 @@ class Args:
     tasks: tuple[str, ...] = ()  # only these
     until: float = math.inf  # evaluations up to this step
     ablations: bool = False  # those in <results>/ablations
+    by_seed: bool = False  # each seed to its own end, instead of means and intervals
     runs: tuple[Path, ...] = ()  # these run directories instead
     out: Path | None = None  # the picture to write; none: only the table
 
@@ -173,6 +174,26 @@ def table(curves: Curves, with_paper: bool) -> str:
     return "\n".join(lines)
 
 
+def table_by_seed(curves: Curves) -> str:
+    """A row for each task and method, in each cell a number for each seed."""
+    lines = [
+        "| task | method | steps | last | last three | all after step 0 |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    for task, methods in curves.items():
+        digits = 1 if is_kitchen(task) else 0
+        for method, runs in methods.items():
+            ends = [f"{max(seed):,}" for seed in runs.seeds]
+            cells = [ends[0] if len(set(ends)) == 1 else " ".join(ends)]
+            scores = [[seed[step] for step in sorted(seed)] for seed in runs.seeds]
+            learned = [curve[1:] or curve for curve in scores]  # not the untrained
+            for number in (1, 3, None):
+                last = [curve[-number:] if number else curve for curve in learned]
+                cells.append(" ".join(f"{np.mean(part):.{digits}f}" for part in last))
+            lines.append(f"| {task} | {method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def rises(methods: dict) -> bool:
     return any(runs.scores.max() > runs.scores[:, 0].max() for runs in methods.values())
 
@@ -257,7 +278,10 @@ def draw_ablations(curves: Curves) -> Figure:
 def main(args: Args) -> None:
     """Print the table; write the picture, if it has a name."""
     curves = load(args)
-    print(table(curves, with_paper=not args.ablations and args.until == math.inf))
+    if args.by_seed:
+        print(table_by_seed(curves))
+    else:
+        print(table(curves, with_paper=not args.ablations and args.until == math.inf))
     if args.out:
         with matplotlib.style.context(Path(__file__).with_name("style.mplstyle")):
             figure = draw_ablations(curves) if args.ablations else draw(curves)

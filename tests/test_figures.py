@@ -78,6 +78,17 @@ def test_table(results):
     ]
 
 
+def test_table_by_seed_follows_each_seed_to_its_end(results):
+    """Seed 1 has 9, 1, 8; the others end with 9 and 3, 5, 7 or 100."""
+    curves = lc.load(lc.Args((results,), tasks=("HalfCheetah-v4", "Idle-v5")))
+    assert lc.table_by_seed(curves).splitlines()[2:] == [
+        "| HalfCheetah-v4 | fmer | 30,000 20,000 20,000 20,000 20,000 "
+        "| 8 3 5 7 100 | 6 6 7 8 54 | 6 6 7 8 54 |",
+        "| HalfCheetah-v4 | sac | 20,000 | 0 | 1 | 1 |",
+        "| Idle-v5 | random | 0 | 1 | 1 | 1 |",
+    ]
+
+
 def test_run_directories_are_read_by_their_names(tmp_path):
     names = ["Hopper-v4__no_exact__3__1795", "Hopper-v4__no_exact__12__1801", "mine"]
     folders = tuple(tmp_path / name for name in names)
