@@ -16,7 +16,6 @@ import signal
 import sys
 import threading
 import time
-import warnings
 import zipfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -72,7 +71,7 @@ class Args:
     layer_norm: bool = True  # in the critics, against overestimation
     # Policy and its entropy
     policy_lr: float = 1e-3  # learning rate of the velocity field
-    policy_frequency: int = 2  # critic updates per policy update (CleanRL: 2 every 2)
+    policy_frequency: int = 2  # critic updates per policy update; CleanRL then makes 2
     actor_batch_size: int = 64  # the first states of a batch: N candidates for each
     flow_steps: int = 5  # K, Euler steps from noise to action, Eq. (2)
     num_candidates: int = 16  # N, candidates to be weighted, Eq. (4)
@@ -169,7 +168,7 @@ class ReplayBuffer:
 
 
 class MLP(nn.Module):
-    """Two hidden SiLU layers, a matrix for each input: N candidates share their state's."""
+    """Two hidden SiLU layers; a matrix for each input: N candidates share their W·s."""
 
     def __init__(self, in_dims, hidden_dim, out_dim, layer_norm=False):
         super().__init__()
@@ -296,7 +295,7 @@ class Agent(nn.Module):
         self.velocity = VelocityField(obs_dim, action_dim, args.hidden_dim)
         self.critic = TwinQ(obs_dim, action_dim, args.hidden_dim, args.layer_norm)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
-        self.log_alpha = nn.Parameter(torch.tensor(args.alpha).log().clamp(-200))  # not -∞
+        self.log_alpha = nn.Parameter(torch.tensor(args.alpha).log().clamp(-200))  # not −∞
         self.log_temperature = nn.Parameter(torch.tensor(args.temperature).log())
         self.q_optimizer = Adam(self.critic.parameters(), args.q_lr, fused=True)
         duals = {"params": [self.log_alpha, self.log_temperature], "lr": args.q_lr}
@@ -310,7 +309,7 @@ class Agent(nn.Module):
         return sample_path(self.velocity, s, x0, self.args.flow_steps)
 
     def observe(self, obs: np.ndarray) -> None:
-        """Welford's running mean and variance, of one observation (S,) more; in double."""
+        """Welford: one more observation (S,) in running mean and variance, in double."""
         s = torch.as_tensor(obs).to(self.mean)
         self.count += 1
         error = s - self.mean
@@ -318,13 +317,13 @@ class Agent(nn.Module):
         self.variance += (error * (s - self.mean) - self.variance) / self.count
 
     def normalize(self, s):
-        """(s − mean) / (σ + 0.01) within ±10; 0.01 for what hardly moves.  (B,S)"""
+        """If asked to, (s − mean) / (σ + 0.01) in ±10; 0.01 for what hardly moves. (B,S)"""
         if not self.args.normalize_observations:
             return s
         return ((s - self.mean) / (self.variance.sqrt() + 0.01)).clamp(-10, 10).float()
 
     def act(self, obs: np.ndarray, num_samples: int, generator=None):
-        """The best of M = num_samples samples, Eq. (14): (B,S) -> (B,d), its Q (B,)."""
+        """Eq. (14), M = num_samples: obs (B,S) -> the best action (B,d), its Q (B,)."""
         s = self.normalize(torch.as_tensor(obs).to(self.log_alpha))  # its type and device
         a = self.sample(s, num_samples, generator)[-1].tanh()
         action, value = best_of(self.critic, s, a)
@@ -375,7 +374,7 @@ class Agent(nn.Module):
             probe = torch.randn_like(x1[:, 0]).sign()
             entropy = ode_entropy(self.velocity, s, path[:, :, 0], k, probe)  # Eq. (9)
         actor_loss = flow_matching - alpha * entropy  # Eq. (10)
-        self.policy_optimizer.zero_grad()
+        self.policy_optimizer.zero_grad()  # to None: Adam skips α or T if not tuned
         actor_loss.backward()
         if self.args.autotune:  # Eq. (11)
             (self.log_alpha * (entropy.detach() - self.target_entropy)).backward()
@@ -390,7 +389,7 @@ class Agent(nn.Module):
 
 
 def evaluate(agent: Agent, envs: list[gym.Env], stop=None) -> list[dict]:
-    """Metrics of an episode in each by Eq. (14), on own seeds and noise; [] if stopped."""
+    """Metrics of an episode in each env by Eq. (14), own seeds and noise; [] if stopped."""
     generator = torch.Generator(agent.log_alpha.device).manual_seed(EVAL_SEED)
     obs = [env.reset(seed=EVAL_SEED + i)[0] for i, env in enumerate(envs)]
     metrics = [{} for _ in envs]  # empty: still running
@@ -414,7 +413,7 @@ def save_file(path: Path, content: dict | str) -> None:
         else:
             torch.save(content, temporary)
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch's word for a full disk
+    except (OSError, RuntimeError) as error:  # the second: a full disk
         raise SystemExit(f"error: cannot write {path}: {error}") from None
 
 
@@ -422,16 +421,17 @@ def save_checkpoint(run_dir: Path, agent, buffer, progress) -> None:
     """All that a resumed run needs to go on as if it had not stopped."""
     content = {"args": asdict(agent.args), "agent": agent.state_dict()}
     content |= {name: getattr(agent, name).state_dict() for name in OPTIMIZERS}
-    content["rows"] = buffer.rows[: len(buffer)].clone()  # a view would save all rows
+    content["rows"] = buffer.rows[: len(buffer)].to("cpu", copy=True)  # a view saves all
     content["progress"] = vars(progress)
-    content["noise"] = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()]
+    content["noise"] = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()[:1]]
     save_file(run_dir / "checkpoint.pt", content)
 
 
 def load_checkpoint(run_dir: Path, agent, buffer) -> SimpleNamespace:
-    """Restore in place. SystemExit if it is missing, damaged or of other flags."""
+    """Restore agent and buffer, return progress. SystemExit says why it cannot."""
     try:
-        assert not zipfile.ZipFile(run_dir / "checkpoint.pt").testzip(), "a wrong checksum"
+        if zipfile.ZipFile(run_dir / "checkpoint.pt").testzip():
+            raise ValueError("a wrong checksum")
         saved = torch.load(run_dir / "checkpoint.pt", map_location="cpu", weights_only=True)
         for flag, value in asdict(Args(**saved["args"])).items():
             if flag not in MAY_CHANGE and getattr(agent.args, flag) != value:
@@ -471,13 +471,11 @@ def log(writer: SummaryWriter, prefix: str, values: dict, step: int) -> None:
     """To TensorBoard. SystemExit with the name of a value that is not finite."""
     for name, value in values.items():
         writer.add_scalar(prefix + name, value, step)
-        if name in ("alpha", "temperature") and (0 < value < 9e-7 or value > 1e6):
-            warnings.warn(f"{name} has run away: see losses/{name}", stacklevel=2)
     require_finite(f"step {step}: {prefix}", values)
 
 
 def main(args: Args, stop: threading.Event | None = None) -> dict:
-    """Algorithm 1, to its end or `stop`. Returns eval_returns, run_dir, agent, buffer."""
+    """Algorithm 1, to its end or `stop`. Returns run_dir, agent, buffer, progress."""
     check(args)
     stop = stop or threading.Event()
     args.cuda = args.cuda and torch.cuda.is_available()  # a resumed run keeps its device
@@ -505,13 +503,13 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
         raise SystemExit(f"error: --buffer-size needs {needed:.1f} GB, more than is free")
     buffer = ReplayBuffer(min(args.buffer_size, total), obs_dim, action_dim, device)
     agent = Agent(obs_dim, action_dim, args).to(device)  # Alg. 1, line 1
-    progress = SimpleNamespace(step=0, seconds=0.0, eval_rows="", eval_returns={})
-    progress.losses, progress.next_seed = {}, args.seed
-    progress.actions, progress.discounts, progress.q_errors = [], 0.0, 0.0  # of the episode
+    progress = SimpleNamespace(step=0, seconds=0, losses={}, eval_rows="", eval_returns={})
+    progress.episode_seed = args.seed
+    progress.episode = []  # (action, Q, reward) of each step of the running episode
     if args.resume:
         progress = load_checkpoint(run_dir, agent, buffer)
-    obs, _ = env.reset(seed=progress.next_seed)
-    for action in progress.actions:  # resumed in mid-episode: replay it
+    obs, _ = env.reset(seed=progress.episode_seed)
+    for action, _, _ in progress.episode:  # resumed in mid-episode: replay it
         obs, *_ = env.step(np.array(action, np.float32))
     try:  # a lock that ends with its process; it makes the directory
         lock = FileLock(run_dir / "lock").acquire(timeout=0).lock
@@ -522,12 +520,13 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
     writer.add_text("hyperparameters", flags)
     save_file(run_dir / "args.json", flags)
     print(f"{run_dir}: {obs_dim} observations, {action_dim} actions, on the {device}")
+
     started = time.time() - progress.seconds
     bar = tqdm(total=total, initial=progress.step, mininterval=1)
     last_save = time.time()
     try:
         while True:  # Alg. 1, line 2
-            step = progress.step
+            step = progress.step  # whole steps; below, the one being taken
             progress.seconds = time.time() - started
             if args.eval_interval and step not in progress.eval_returns:
                 if step % args.eval_interval == 0 or step == total:
@@ -535,13 +534,13 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
             if stop.is_set() or step >= total:
                 break
             if time.time() - last_save >= 60 * args.checkpoint_minutes:
-                writer.flush()
+                writer.flush()  # a resumed run does not log these again
                 save_checkpoint(run_dir, agent, buffer, progress)
                 last_save = time.time()
             step += 1
             if step <= args.learning_starts:  # Alg. 1, line 3
                 action = (2 * torch.rand(action_dim, device=device) - 1).cpu().numpy()
-                value = 0.0
+                value = 0.0  # Q, in q_bias
             else:
                 (action,), (value,) = agent.act(obs[None], args.num_explore_candidates)
                 with_actor = step % args.policy_frequency == 0  # Alg. 1, lines 4, 6
@@ -551,17 +550,19 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
             agent.observe(obs)
             obs = next_obs
             progress.step = step
-            progress.actions.append(action.tolist())
-            progress.discounts = 1 + args.gamma * progress.discounts  # r's share of Σ_t G_t
-            progress.q_errors += float(value - reward * progress.discounts)  # Σ_t (Q − G_t)
+            progress.episode.append((action.tolist(), float(value), float(reward)))
             if terminated or truncated:
-                bias = progress.q_errors / len(progress.actions)
-                progress.actions, progress.discounts, progress.q_errors = [], 0.0, 0.0
-                progress.next_seed = (progress.next_seed + 1_000_003) % EVAL_SEED
+                q_errors = []
+                following = 0  # after a time limit too
+                for _, q, r in reversed(progress.episode):
+                    following = r + args.gamma * following  # G_t = r_t + γ·G_{t+1}
+                    q_errors.append(q - following)
+                progress.episode = []
+                progress.episode_seed = (progress.episode_seed + 1_000_003) % EVAL_SEED
                 log(writer, "charts/episodic_", episode_metrics(info), step)
-                log(writer, "charts/", {"q_bias": bias}, step)
+                log(writer, "charts/", {"q_bias": np.mean(q_errors)}, step)
                 bar.set_postfix({"return": info["episode"]["r"]}, refresh=False)
-                obs, _ = env.reset(seed=progress.next_seed)
+                obs, _ = env.reset(seed=progress.episode_seed)
             if step % args.log_interval == 0:
                 log(writer, "charts/", {"SPS": step / (time.time() - started)}, step)
                 log(writer, "losses/", progress.losses, step)
@@ -571,15 +572,14 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
         save_checkpoint(run_dir, agent, buffer, progress)
         for end in [writer.close, env.close, *[e.close for e in eval_envs], lock.release]:
             end()
-    eval_returns = list(progress.eval_returns.items())
-    return dict(eval_returns=eval_returns, run_dir=str(run_dir), agent=agent, buffer=buffer)
+    return dict(run_dir=run_dir, agent=agent, buffer=buffer, progress=progress)
 
 
 if __name__ == "__main__":
     stop = threading.Event()
 
     def on_signal(number, frame):
-        stop.set()  # a second one ends the run at once, but for hangups, which come twice
+        stop.set()  # a second one ends the run at once; not hangups (1), which come twice
         signal.signal(number, signal.SIG_DFL if number > 1 else signal.SIG_IGN)
 
     for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGINT)):

@@ -105,7 +105,7 @@ def test_a_short_run_trains_on_the_kitchen(tmp_path):
     for name, updates in (("q_optimizer", 28), ("policy_optimizer", 155 - 141)):
         states = getattr(result["agent"], name).state.values()
         assert {int(state["step"]) for state in states} == {updates}
-    assert [step for step, _ in result["eval_returns"]] == [0, 311]
+    assert list(result["progress"].eval_returns) == [0, 311]
     with open(tmp_path / "run" / "eval.csv") as file:
         rows = list(csv.DictReader(file))
     names = ["return", "length", "tasks_completed", "success_rate"]

@@ -77,7 +77,7 @@ def test_the_script_trains_on_it_by_its_id(tmp_path):
     small = dict(total_timesteps=60, learning_starts=40, hidden_dim=13, batch_size=17)
     small |= dict(actor_batch_size=11, eval_interval=60, eval_episodes=2, cuda=False)
     result = fmer.main(fmer.Args(env_id=ID, run_dir=str(tmp_path / "run"), **small))
-    assert [step for step, _ in result["eval_returns"]] == [0, 60]
+    assert list(result["progress"].eval_returns) == [0, 60]
 
 
 def test_table_and_pictures_of_a_tiny_training(tmp_path, monkeypatch, capsys):

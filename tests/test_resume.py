@@ -157,7 +157,7 @@ def test_a_signal_during_an_evaluation_makes_the_resumed_run_evaluate_again(
     with monkeypatch.context() as patch:
         patch.setattr(fmer_continuous, "evaluate", interrupted)
         result = run(fmer_continuous, tmp_path / "run", stop)
-    assert [step for step, _ in result["eval_returns"]] == [0, 20, 40] and not stop_at
+    assert list(result["progress"].eval_returns) == [0, 20, 40] and not stop_at
     assert saved(tmp_path / "run")["progress"]["step"] == 60
     run(fmer_continuous, tmp_path / "run", resume=True)
     assert_same_run(tmp_path / "run", whole[fmer_continuous])
@@ -193,9 +193,9 @@ def test_a_killed_run_resumes_from_its_last_checkpoint(
 
 def test_a_finished_run_can_be_made_longer(tmp_path, whole):
     short = run(fmer_continuous, tmp_path / "run", total_timesteps=80)
-    assert [step for step, _ in short["eval_returns"]] == [0, 20, 40, 60, 80]
+    assert list(short["progress"].eval_returns) == [0, 20, 40, 60, 80]
     result = run(fmer_continuous, tmp_path / "run", resume=True)
-    assert [step for step, _ in result["eval_returns"]] == [0, 20, 40, 60, 80, 97]
+    assert list(result["progress"].eval_returns) == [0, 20, 40, 60, 80, 97]
     assert_same_run(tmp_path / "run", whole[fmer_continuous])
 
 

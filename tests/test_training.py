@@ -185,7 +185,8 @@ def test_learns_to_hit_a_target_that_depends_on_the_state(tmp_path):
     sizes = dict(hidden_dim=32, batch_size=64, num_act_candidates=16, learning_starts=200)
     rates = dict(gamma=0.0, q_lr=5e-3, policy_lr=2e-3)
     length = dict(total_timesteps=900, eval_interval=900, eval_episodes=10)
-    (_, before), (_, after) = run(tmp_path, **sizes, **rates, **length)["eval_returns"]
+    result = run(tmp_path, **sizes, **rates, **length)
+    before, after = result["progress"].eval_returns.values()
     assert before < -30 and after > -15
 
 
@@ -250,8 +251,8 @@ def test_every_training_episode_has_a_seed_of_its_own(tmp_path, recorded_seeds):
 def test_evaluating_never_changes_training(tmp_path):
     never = run(tmp_path, "never", eval_interval=0)
     often = run(tmp_path, "often", eval_interval=11)
-    assert never["eval_returns"] == []
-    assert [step for step, _ in often["eval_returns"]] == [*range(0, 97, 11), 97]
+    assert never["progress"].eval_returns == {}
+    assert list(often["progress"].eval_returns) == [*range(0, 97, 11), 97]
     assert same_parameters(never["agent"], often["agent"])
     assert torch.equal(never["buffer"].rows, often["buffer"].rows)
 
@@ -311,7 +312,7 @@ def test_an_evaluation_is_abandoned_when_the_run_is_stopped():
 
 def test_output_files(tmp_path, capsys):
     result = run(tmp_path, eval_interval=50)
-    directory = Path(result["run_dir"])
+    directory = result["run_dir"]
     with open(directory / "eval.csv") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["step", "episode", "return", "length", "seconds"]
@@ -319,7 +320,7 @@ def test_output_files(tmp_path, capsys):
     assert [(int(row["step"]), int(row["episode"])) for row in rows] == expected
     assert {row["length"] for row in rows} == {"7"}
     lines = capsys.readouterr()
-    for step, mean in result["eval_returns"]:
+    for step, mean in result["progress"].eval_returns.items():
         recorded = [float(row["return"]) for row in rows if int(row["step"]) == step]
         assert np.mean(recorded) == pytest.approx(mean)
         assert f"step {step}: return {mean:.1f}" in lines.out
@@ -339,12 +340,9 @@ def test_output_files(tmp_path, capsys):
 def test_default_run_directory_is_cleanrls(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     directory = run(tmp_path, seed=7, run_dir="")["run_dir"]
-    head, exp, seed, stamp = directory.split("__")
-    assert (head, exp, seed) == (
-        "runs/Target-v0",
-        "fmer_continuous",
-        "7",
-    ) and stamp.isdigit()
+    name, exp, seed, stamp = directory.name.split("__")
+    assert (name, exp, seed) == ("Target-v0", "fmer_continuous", "7") and stamp.isdigit()
+    assert directory.parent == Path("runs")
 
 
 def test_the_trained_policy_can_be_loaded(tmp_path):
