@@ -21,6 +21,7 @@ from figures import (
     learning_curves,
     metrics,
     multigoal,
+    sac_cleanrl,
     speed,
 )
 
@@ -37,6 +38,7 @@ MODULES = {
     "figures/learning_curves.py": learning_curves,
     "figures/metrics.py": metrics,
     "figures/multigoal.py": multigoal,
+    "figures/sac_cleanrl.py": sac_cleanrl,
     "figures/speed.py": speed,
     "tests/maintenance/kills.py": kills,
 }
