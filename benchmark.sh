@@ -39,6 +39,7 @@ kettle() {
     change batch128 --batch-size 128
     change no_layer_norm --no-layer-norm
     change raw --no-normalize-observations
+    change explore16 --num-explore-candidates 16
     echo kitchen_random figures/kitchen_random.py --out "$OUT"
 }
 

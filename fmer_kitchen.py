@@ -2,10 +2,9 @@
 
 The algorithm is that of fmer_continuous.py, whose docstring has Algorithm 1. Own to this
 script: tasks, their metrics, and defaults for sparse reward, where finding the first is
-luck (20,000 random actions, H̄ = 0, then the best of 16 explores), few transitions in a
-batch are rewarded (256 of them), critics overestimate (γ = 0.97, layer norm), advantages
-are small (T starts at 0.01, ρ = 0.6), and what is to be moved moves less than the arm
-(observations on one scale).
+luck (20,000 random actions, H̄ = 0), few transitions in a batch are rewarded (256 of them),
+critics overestimate (γ = 0.97, layer norm), advantages are small (T starts at 0.01,
+ρ = 0.6), and what is to be moved moves less than the arm (observations on one scale).
 """
 
 import copy
@@ -76,7 +75,7 @@ class Args:
     flow_steps: int = 5  # K, Euler steps from noise to action, Eq. (2)
     num_candidates: int = 16  # N, candidates to be weighted, Eq. (4)
     num_act_candidates: int = 16  # M in evaluation: the best acts, Eq. (14)
-    num_explore_candidates: int = 16  # M in training; 1 learned the kettle too
+    num_explore_candidates: int = 1  # M in training: a sample of π explores
     temperature: float = 0.01  # T of Eq. (5); its first value if tuned
     autotune_temperature: bool = True  # hold ESS/N at ess_target, Eq. (6)
     ess_target: float = 0.6  # ρ, effective share of the candidates, Eq. (6)
