@@ -235,7 +235,7 @@ def best_of(critic, s, a):
 
 
 def candidate_weights(q, temperature):
-    """A_i = Q_i − mean Q, w_i = exp(A_i/T) / Σ_m exp(A_m/T), ESS = 1/Σ_i w_i²
+    """A_i = q_i − mean q, w_i = exp(A_i/T) / Σ_m exp(A_m/T), ESS = 1/Σ_i w_i²
     Eqs. (4)-(6): q (B,N) -> weights (B,N), ess (B,) between 1 and N."""
     advantage = q - q.mean(-1, keepdim=True)  # the mean cancels in the softmax
     weights = torch.softmax(advantage / temperature, -1)

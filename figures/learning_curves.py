@@ -39,7 +39,7 @@ class Method(NamedTuple):
 
     steps: np.ndarray  # (S,), those that all seeds share
     scores: np.ndarray  # (seeds, S)
-    seeds: list[dict[int, float]]  # {step: score} of each, to its own end
+    seeds: dict[str, dict[int, float]]  # {step: score} of each, to its own end
 
 
 Curves = dict[str, dict[str, Method]]  # by task and method
@@ -52,8 +52,10 @@ class Args:
     results: tuple[Path, ...] = (Path("results"),)  # <task>/<method>/seed_<k>.csv in each
     tasks: tuple[str, ...] = ()  # only these
     until: float = math.inf  # evaluations up to this step
+    beyond: float = -1  # methods with a run of more steps than this
     ablations: bool = False  # those in <results>/ablations
     by_seed: bool = False  # each seed to its own end, instead of means and intervals
+    paper: bool = True  # rows of the paper's numbers
     runs: tuple[Path, ...] = ()  # these run directories instead
     out: Path | None = None  # the picture to write; none: only the table
 
@@ -116,15 +118,17 @@ def load(args: Args) -> Curves:
         raise SystemExit(f"error: no <task>/<method>/seed_<k>.csv in {where!r}")
     curves = {}
     for (_, task, method), seeds in sorted(found.items()):  # the kitchen last
-        whole = [
-            {step: score for step, score in curve.items() if step <= args.until}
-            for curve in seeds.values()
-        ]
-        steps = sorted(set.intersection(*map(set, whole)))
+        if max(map(max, seeds.values())) <= args.beyond:
+            continue
+        whole = {
+            seed: {step: score for step, score in curve.items() if step <= args.until}
+            for seed, curve in seeds.items()
+        }
+        steps = sorted(set.intersection(*map(set, whole.values())))
         if not steps:
             shared = f"no evaluation up to step {args.until:g}"
             raise SystemExit(f"error: the seeds of {task}/{method} share {shared}")
-        scores = [[curve[step] for step in steps] for curve in whole]
+        scores = [[curve[step] for step in steps] for curve in whole.values()]
         runs = Method(np.array(steps), np.array(scores), whole)
         curves.setdefault(task, {})[method] = runs
     return curves
@@ -151,7 +155,7 @@ def paper(task: str) -> dict[str, float]:
 
 def table(curves: Curves, with_paper: bool) -> str:
     """A row for each task and method: its last evaluation, and means over all seeds."""
-    brackets = "[range, from 5 seeds on 95 % interval]"
+    brackets = "[range; of 5 seeds and more the 95 % interval]"
     lines = [
         f"| task | method | last: IQM {brackets} | last three | all after step 0 | best |",
         "|---|---|--:|--:|--:|--:|",
@@ -183,14 +187,19 @@ def table_by_seed(curves: Curves) -> str:
     for task, methods in curves.items():
         digits = 1 if is_kitchen(task) else 0
         for method, runs in methods.items():
-            ends = [f"{max(seed):,}" for seed in runs.seeds]
+            names = [seed.removeprefix("seed_") for seed in runs.seeds]
+            counted = names == [str(i + 1) for i in range(len(names))]
+            name = method if counted else f"{method}, seed {' '.join(names)}"
+            ends = [f"{max(seed):,}" for seed in runs.seeds.values()]
             cells = [ends[0] if len(set(ends)) == 1 else " ".join(ends)]
-            scores = [[seed[step] for step in sorted(seed)] for seed in runs.seeds]
+            scores = [
+                [curve[step] for step in sorted(curve)] for curve in runs.seeds.values()
+            ]
             learned = [curve[1:] or curve for curve in scores]  # not the untrained
             for number in (1, 3, None):
                 last = [curve[-number:] if number else curve for curve in learned]
                 cells.append(" ".join(f"{np.mean(part):.{digits}f}" for part in last))
-            lines.append(f"| {task} | {method} | {' | '.join(cells)} |")
+            lines.append(f"| {task} | {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -234,10 +243,9 @@ def draw_curve(panel, method: str, runs: Method, colour: str) -> None:
         panel.axhline(iqm(scores)[0], color=colour, lw=1.2, ls="--", label=label)
         return
     panel.fill_between(steps / 1000, *interval(scores), color=colour, alpha=0.15, lw=0)
-    for seed in seeds:
-        panel.plot(
-            np.array([*seed]) / 1000, [*seed.values()], color=colour, lw=0.6, alpha=0.5
-        )
+    for curve in seeds.values():
+        x, y = np.array([*curve]) / 1000, [*curve.values()]
+        panel.plot(x, y, color=colour, lw=0.6, alpha=0.5)
     panel.plot(steps / 1000, iqm(scores), color=colour, lw=1.8, label=label)
 
 
@@ -281,7 +289,7 @@ def main(args: Args) -> None:
     if args.by_seed:
         print(table_by_seed(curves))
     else:
-        print(table(curves, with_paper=not args.ablations and args.until == math.inf))
+        print(table(curves, args.paper and not args.ablations and args.until == math.inf))
     if args.out:
         with matplotlib.style.context(Path(__file__).with_name("style.mplstyle")):
             figure = draw_ablations(curves) if args.ablations else draw(curves)

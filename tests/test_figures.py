@@ -87,6 +87,12 @@ def test_table_by_seed_follows_each_seed_to_its_end(results):
         "| HalfCheetah-v4 | sac | 20,000 | 0 | 1 | 1 |",
         "| Idle-v5 | random | 0 | 1 | 1 | 1 |",
     ]
+    longer = lc.load(lc.Args((results,), tasks=("HalfCheetah-v4",), beyond=20_000))
+    assert list(longer["HalfCheetah-v4"]) == ["fmer"], "the other has no more steps"
+    one = curves["HalfCheetah-v4"]["fmer"].seeds["seed_3"]
+    only = lc.Method(np.array([0]), np.array([[0.0]]), {"seed_3": one})
+    (row,) = lc.table_by_seed({"Ant-v5": {"fmer": only}}).splitlines()[2:]
+    assert row == "| Ant-v5 | fmer, seed 3 | 20,000 | 5 | 7 | 7 |"
 
 
 def test_run_directories_are_read_by_their_names(tmp_path):
@@ -148,7 +154,7 @@ def test_several_folders_some_tasks_and_the_first_steps(results, tmp_path):
 
 def test_means_are_over_seeds_and_evaluations_but_not_that_of_step_0():
     scores = np.array([[100.0, 1.0, 2.0, 6.0, 7.0], [100.0, 3.0, 2.0, 8.0, 7.0]])
-    curves = {"Hopper-v4": {"fmer": lc.Method(np.arange(0, 50_000, 10_000), scores, [])}}
+    curves = {"Hopper-v4": {"fmer": lc.Method(np.arange(0, 50_000, 10_000), scores, {})}}
     (line,) = lc.table(curves, with_paper=False).splitlines()[2:]
     assert line.endswith("| 7 [7, 7] (2 seeds, 40,000 steps) | 5 | 4 | 100 |")
 

@@ -130,17 +130,19 @@ def trained(path):
     return agent.state_dict()
 
 
-def test_there_are_three_diffs():
-    assert len(fenced("diff")) == 3
+def assert_changes_the_training(plain, edited):
+    before, after = trained(plain), trained(edited)
+    assert after.keys() == before.keys()
+    assert not all(torch.equal(after[name], before[name]) for name in before)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-@pytest.mark.parametrize("number", range(3))
-def test_the_diffs_apply_run_and_change_the_training(tmp_path, script, number):
+def test_the_diff_applies_runs_and_changes_the_training(tmp_path, script):
     for folder in ("plain", "edited"):
         (tmp_path / folder).mkdir()
         shutil.copy(ROOT / script, tmp_path / folder)
-    diff = fenced("diff")[number].replace("fmer_continuous.py", script)
+    (diff,) = fenced("diff")
+    diff = diff.replace("fmer_continuous.py", script)
     diff = re.sub(r"step >= [\d_]+", "step >= 51", diff)  # within a short run
     applied = subprocess.run(
         ["git", "apply", "-"],
@@ -151,12 +153,22 @@ def test_the_diffs_apply_run_and_change_the_training(tmp_path, script, number):
         env=os.environ | {"GIT_CEILING_DIRECTORIES": str(tmp_path)},
     )
     assert applied.returncode == 0, applied.stderr + diff
-    plain, edited = (
-        trained(tmp_path / "plain" / script),
-        trained(tmp_path / "edited" / script),
-    )
-    assert edited.keys() == plain.keys()
-    assert not all(torch.equal(edited[name], plain[name]) for name in plain)
+    assert_changes_the_training(tmp_path / "plain" / script, tmp_path / "edited" / script)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_edits_of_one_word_change_the_training(tmp_path, script):
+    edits = re.findall(r"`(\.\w+\(0\))`\s+for\s+`(\.\w+\(0\))`\s+in\s+`(\w+)`", README)
+    assert len(edits) == 2
+    whole = (ROOT / script).read_text()
+    for new, old, function in edits:
+        text = inspect.getsource(getattr(fmer_continuous.Agent, function))
+        assert text.count(old) == 1 and text in whole
+        paths = [tmp_path / function / name / script for name in ("plain", "edited")]
+        for path, change in zip(paths, (old, new), strict=True):
+            path.parent.mkdir(parents=True)
+            path.write_text(whole.replace(text, text.replace(old, change)))
+        assert_changes_the_training(*paths)
 
 
 def test_the_program_that_uses_a_policy_runs_in_another_directory(tmp_path):
