@@ -107,7 +107,7 @@ suites() {
     cost kitchen 50 "1M steps, the paper's kitchen"
     cost ablations 95 "30k steps on HalfCheetah, one change at a time"
     cost probes 85 "60k steps in the kitchen with 7 tasks, its former defaults"
-    cost multigoal 0 "2-D task with four goals, table and pictures: 10 minutes a seed"
+    cost multigoal 0 "2-D task with four goals, table and pictures: 7 minutes a seed"
     cost speed 0 "training speed of this machine, table and picture: minutes"
 }
 
