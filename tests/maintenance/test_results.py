@@ -64,12 +64,16 @@ def test_tables_are_the_output_of_their_command(capsys, monkeypatch):
 @pytest.mark.parametrize("task", ["HalfCheetah-v4", "Hopper-v4", "Walker2d-v4"])
 def test_the_first_page_has_the_recorded_results(task):
     curves = learning_curves.load(learning_curves.Args((ROOT / "results",), tasks=(task,)))
-    steps, scores, _ = curves[task]["fmer"]
-    last = scores[:, -1]
-    low, high = learning_curves.interval(last)
-    cell = f"{learning_curves.iqm(last):.0f} [{low:.0f}, {high:.0f}]"
-    cell = f"| {task} | {steps[-1]:,} | {cell}, {learning_curves.count(scores)}"
-    assert cell in (ROOT / "README.md").read_text()
+    cells = [task]
+    for method in ("fmer", "sac-cleanrl"):
+        steps, scores, _ = curves[task][method]
+        last = scores[:, -1]
+        low, high = learning_curves.interval(last)
+        mean = f"{learning_curves.iqm(last):.0f} [{low:.0f}, {high:.0f}]"
+        cells += [f"{steps[-1]:,}"] if len(cells) == 1 else []
+        assert f"{steps[-1]:,}" == cells[1], "both methods after as many steps"
+        cells.append(f"{mean}, {learning_curves.count(scores)}")
+    assert "| " + " | ".join(cells) + " |" in (ROOT / "README.md").read_text()
 
 
 def test_the_table_of_the_kitchens_training_is_the_output_of_its_command(capsys):
