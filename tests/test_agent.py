@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from envs import SMALL
 
 S, D = 11, 3
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 @pytest.fixture(autouse=True)
@@ -525,7 +526,43 @@ def test_adams_steps_read_nothing_from_the_device(fmer):
         agent.log_alpha.item()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def draw_on_the_cpu(monkeypatch):
+    """The same noise on every device."""
+    for name in ("randn", "randint"):
+        function = getattr(torch, name)
+
+        def draw(*args, device, generator=None, function=function):
+            return function(*args, generator=generator).to(device)
+
+        monkeypatch.setattr(torch, name, draw)
+    for name in ("randn_like", "rand_like"):
+        function = getattr(torch, name)
+
+        def draw_like(x, function=function):
+            return function(x.cpu()).to(x.device)
+
+        monkeypatch.setattr(torch, name, draw_like)
+
+
+@needs_gpu
+@pytest.mark.parametrize("exact", [True, False])
+def test_the_gpu_computes_what_the_cpu_computes(monkeypatch, fmer, exact):
+    cpu = new_agent(fmer, exact_entropy=exact)
+    gpu = copy.deepcopy(cpu).cuda()
+    batch = random_batch()
+    draw_on_the_cpu(monkeypatch)
+    results = []
+    for agent, device in ((cpu, "cpu"), (gpu, "cuda")):
+        torch.manual_seed(1)
+        losses = agent.update([x.to(device) for x in batch], with_actor=True)
+        gradients = [parameter.grad for parameter in agent.parameters()]
+        values = [*losses.values(), *[grad for grad in gradients if grad is not None]]
+        results.append([value.cpu() for value in values])
+    assert len(results[0]) > 20
+    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-5)
+
+
+@needs_gpu
 def test_the_learners_step_never_waits_for_the_gpu(fmer):
     agent, buffer = new_agent(fmer).cuda(), fmer.ReplayBuffer(101, S, D, "cuda")
     for _ in range(3):

@@ -130,6 +130,17 @@ def test_a_stopped_run_resumes_bit_for_bit(tmp_path, monkeypatch, whole, fmer, s
     assert_same_run(tmp_path / "run", whole[fmer])
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("fmer", "step"), [(fmer_continuous, 53), (fmer_kitchen, 299)])
+def test_a_run_on_a_gpu_resumes_bit_for_bit(tmp_path, monkeypatch, fmer, step):
+    run(fmer, tmp_path / "whole", cuda=True)
+    run_until(monkeypatch, fmer, tmp_path / "run", step, cuda=True)
+    (weight, *_) = saved(tmp_path / "run")["agent"].values()
+    assert weight.is_cuda
+    run(fmer, tmp_path / "run", resume=True, cuda=True)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
 def test_a_signal_during_start_up_or_on_the_last_step_loses_nothing(
     tmp_path, monkeypatch, whole
 ):
