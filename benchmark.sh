@@ -101,7 +101,7 @@ suites() {
             END { hours = steps ? sprintf("%.1f", steps / speed / 3600) : "-"
                   printf "%-10s %4d %6s  %s\n", name, NR, hours, text }'
     }
-    printf "\nsuite      runs  hours  (of one CPU core; on a GPU nothing is measured)\n"
+    printf "\nsuite      runs  hours  (of one CPU core)\n"
     cost mujoco 85 "1M steps, the paper's MuJoCo tasks and Hopper"
     cost kettle 70 "60k steps in the kitchen with the kettle alone, one change at a time"
     cost kitchen 50 "1M steps, the paper's kitchen"

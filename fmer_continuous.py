@@ -424,7 +424,8 @@ def save_checkpoint(run_dir: Path, agent, buffer, progress) -> None:
     content |= {name: getattr(agent, name).state_dict() for name in OPTIMIZERS}
     content["rows"] = buffer.rows[: len(buffer)].to("cpu", copy=True)  # a view saves all
     content["progress"] = vars(progress)
-    content["noise"] = [torch.get_rng_state(), *torch.cuda.get_rng_state_all()[:1]]
+    noise = [torch.cuda.get_rng_state()] if agent.args.cuda else []
+    content["noise"] = [torch.get_rng_state(), *noise]
     save_file(run_dir / "checkpoint.pt", content)
 
 
@@ -521,7 +522,6 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
     writer.add_text("hyperparameters", flags)
     save_file(run_dir / "args.json", flags)
     print(f"{run_dir}: {obs_dim} observations, {action_dim} actions, on the {device}")
-
     started = time.time() - progress.seconds
     bar = tqdm(total=total, initial=progress.step, mininterval=1)
     last_save = time.time()

@@ -2,11 +2,10 @@
 
     python figures/cuda_graphs.py --env-id HalfCheetah-v4
 
-A learner's step is about a thousand small kernels, and a GPU waits for Python to launch
-each of them. A graph is a recording of them all, and one launch. What it costs: three
-steps come before each recording, so that a run makes six learner's steps more than it
-counts, and so does a resumed one: it does not end bit for bit as if never stopped.
-Evaluations are as before, and take most of the time that is left.
+A learner's step is hundreds of small kernels, and a GPU waits for Python to launch each of
+them. A graph is a recording of them all, and one launch; evaluations are as before. What it
+costs: three steps come before each recording. A run makes six learner's steps more than it
+counts, and so does a resumed one, which does not end bit for bit as if never stopped.
 """
 
 import sys

@@ -131,6 +131,8 @@ def load(args: Args) -> Curves:
         scores = [[curve[step] for step in steps] for curve in whole.values()]
         runs = Method(np.array(steps), np.array(scores), whole)
         curves.setdefault(task, {})[method] = runs
+    if not curves:
+        raise SystemExit(f"error: no run has more than {args.beyond:g} steps")
     return curves
 
 

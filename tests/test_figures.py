@@ -196,6 +196,8 @@ def test_what_cannot_be_compared_is_refused(results, tmp_path):
         lc.load(lc.Args((tmp_path / "missing",)))
     with pytest.raises(SystemExit, match="nothing to draw"):
         lc.draw({"Idle-v5": lc.load(lc.Args((results,)))["Idle-v5"]})
+    with pytest.raises(SystemExit, match="^error: no run has more than 1e[+]09 steps$"):
+        lc.load(lc.Args((results,), beyond=1e9))
     folders = tmp_path / "a/H__x__1__2", tmp_path / "b/H__x__1__3", tmp_path / "H__x__2__4"
     for folder, step in zip(folders, (0, 0, 5), strict=True):
         write(folder / "eval.csv", {step: 1})

@@ -261,6 +261,7 @@ def test_other_mathematics_is_refused_by_name(tmp_path, change):
 def test_a_run_keeps_its_device(tmp_path, monkeypatch):
     """A run made without a GPU says so; one made on a GPU is not continued without."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", None)  # it would start CUDA
     run(fmer_continuous, tmp_path / "run", total_timesteps=5, cuda=True)
     checkpoint = saved(tmp_path / "run")
     assert checkpoint["args"]["cuda"] is False

@@ -31,6 +31,7 @@ MODULES = {
     "fmer_continuous.py": fmer_continuous,
     "fmer_kitchen.py": fmer_kitchen,
     "figures/advantages.py": advantages,
+    "figures/cuda_graphs.py": fmer_continuous,  # its flags
     "figures/diagnose.py": diagnose,
     "figures/kitchen_filmstrip.py": kitchen_filmstrip,
     "figures/kitchen_progress.py": kitchen_progress,
@@ -55,7 +56,7 @@ def test_tables_are_the_output_of_their_command(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     lines = [line for line in commands() if "learning_curves.py" in line]
     lines = [line for line in lines if "--out" not in line and "runs/" not in line]
-    assert len(lines) == 6
+    assert len(lines) == 8
     for line in lines:
         learning_curves.main(tyro.cli(learning_curves.Args, args=shlex.split(line)[2:]))
         assert capsys.readouterr().out in README, line
