@@ -1,11 +1,13 @@
-"""fmer_continuous.py on a GPU by CUDA graphs: its flags and losses, faster.
+"""fmer_continuous.py on a GPU by CUDA graphs: the same losses, faster.
 
     python figures/cuda_graphs.py --env-id HalfCheetah-v4
 
-A learner's step is hundreds of small kernels, and a GPU waits for Python to launch each of
-them. A graph is a recording of them all, and one launch; evaluations are as before. What it
-costs: three steps come before each recording. A run makes six learner's steps more than it
-counts, and so does a resumed one, which does not end bit for bit as if never stopped.
+A learner's step is hundreds of small kernels, each launched by Python, and the GPU waits
+for that. Here they are recorded once and replayed by one launch; evaluations run as before.
+What it costs: PyTorch wants three ordinary steps before each of the two recordings, so that
+a run makes six learner's steps more than it counts, and six more when it is resumed, which
+is therefore not bit for bit. --resume wants the run's other flags again; Ctrl-C saves,
+SIGTERM does not.
 """
 
 import sys
@@ -39,13 +41,13 @@ class GraphAgent(fmer.Agent):
     def __init__(self, *args):
         super().__init__(*args)
         self.graphs = {}
-        for name in fmer.OPTIMIZERS:
-            for group in getattr(self, name).param_groups:
-                group["capturable"] = True
 
     def update(self, batch, with_actor):
         if "batch" not in self.graphs:
             self.graphs["batch"] = [x.clone() for x in batch]
+            for name in fmer.OPTIMIZERS:  # here, since load_state_dict would undo it
+                for group in getattr(self, name).param_groups:
+                    group["capturable"] = True
         fixed = self.graphs["batch"]
         for x, new in zip(fixed, batch, strict=True):
             x.copy_(new)
