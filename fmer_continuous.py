@@ -435,7 +435,7 @@ def load_checkpoint(run_dir: Path, agent, buffer) -> SimpleNamespace:
         if zipfile.ZipFile(run_dir / "checkpoint.pt").testzip():
             raise ValueError("a wrong checksum")
         saved = torch.load(run_dir / "checkpoint.pt", map_location="cpu", weights_only=True)
-        for flag, value in asdict(Args(**saved["args"])).items():
+        for flag, value in (dict.fromkeys(vars(agent.args)) | saved["args"]).items():
             if flag not in MAY_CHANGE and getattr(agent.args, flag) != value:
                 raise ValueError(f"it was started with --{flag.replace('_', '-')} {value}")
         agent.load_state_dict(saved["agent"])

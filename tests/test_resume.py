@@ -279,6 +279,18 @@ def test_every_flag_but_those_that_may_change_is_compared(fmer):
     assert set(fmer.MAY_CHANGE) <= names & set(harmless.split())
 
 
+def test_a_checkpoint_that_lacks_a_flag_or_has_another_is_refused(tmp_path):
+    """It was made by another version, whatever that flag's default is."""
+    run(fmer_continuous, tmp_path / "run", total_timesteps=5)
+    checkpoint = saved(tmp_path / "run")
+    tau = checkpoint["args"].pop("tau")
+    for changes, complaint in (({}, "--tau None"), ({"tau": tau, "rho": 1}, "rho")):
+        checkpoint["args"] |= changes
+        torch.save(checkpoint, tmp_path / "run" / "checkpoint.pt")
+        with pytest.raises(SystemExit, match=f"^error: cannot resume .*{complaint}"):
+            run(fmer_continuous, tmp_path / "run", resume=True)
+
+
 def test_a_missing_truncated_or_foreign_checkpoint_is_refused(tmp_path):
     def refuse():
         with pytest.raises(SystemExit) as refusal:
