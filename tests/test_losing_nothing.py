@@ -355,7 +355,15 @@ def wait_for(process, path):
         time.sleep(0.05)
 
 
-def test_a_hangup_stops_a_run_and_its_lock_keeps_others_out(tmp_path):
+@pytest.fixture
+def hangups_are_heard():
+    """Also where the tests themselves run under nohup, which runs inherit."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_a_hangup_stops_a_run_and_its_lock_keeps_others_out(tmp_path, hangups_are_heard):
     flags = ["--env-id", "envs:Target-v0", "--checkpoint-minutes", "0"]
     flags += ["--learning-starts", "1000000"]
     first = start(tmp_path / "run", *flags)
