@@ -4,10 +4,10 @@
 
 A learner's step is hundreds of small kernels, each launched by Python, and the GPU waits
 for that. Here they are recorded once and replayed by one launch; evaluations run as before.
-What it costs: PyTorch wants three ordinary steps before each of the two recordings, so that
-a run makes six learner's steps more than it counts, and six more when it is resumed, which
-is therefore not bit for bit. --resume wants the run's other flags again; Ctrl-C saves,
-SIGTERM does not.
+What it costs: before each of the two recordings come three ordinary steps, so that a run
+makes six learner's steps more than it counts, and six more when it is resumed, which is
+therefore not bit for bit. --resume wants the run's other flags again; Ctrl-C saves, SIGTERM
+does not.
 """
 
 import sys
@@ -40,21 +40,22 @@ class GraphAgent(fmer.Agent):
 
     def __init__(self, *args):
         super().__init__(*args)
-        self.graphs = {}
+        self.batch = None  # what the updates read
+        self.updates = {}  # by with_actor
+        self.acting = None
 
     def update(self, batch, with_actor):
-        if "batch" not in self.graphs:
-            self.graphs["batch"] = [x.clone() for x in batch]
+        if not self.batch:
+            self.batch = [x.clone() for x in batch]
             for name in fmer.OPTIMIZERS:  # here, since load_state_dict would undo it
                 for group in getattr(self, name).param_groups:
                     group["capturable"] = True
-        fixed = self.graphs["batch"]
-        for x, new in zip(fixed, batch, strict=True):
-            x.copy_(new)
-        if with_actor not in self.graphs:
+        for fixed, new in zip(self.batch, batch, strict=True):
+            fixed.copy_(new)
+        if with_actor not in self.updates:
             update = super().update
-            self.graphs[with_actor] = record(lambda: update(fixed, with_actor))
-        graph, losses = self.graphs[with_actor]
+            self.updates[with_actor] = record(lambda: update(self.batch, with_actor))
+        graph, losses = self.updates[with_actor]
         graph.replay()
         return losses
 
@@ -62,15 +63,15 @@ class GraphAgent(fmer.Agent):
         if generator is not None:  # an evaluation
             return super().act(obs, num_samples, generator)
         obs = torch.as_tensor(obs).to(self.log_alpha)
-        if "act" not in self.graphs:
+        if not self.acting:
             fixed = obs.clone()
 
             def best():
                 s = self.normalize(fixed)
                 return fmer.best_of(self.critic, s, self.sample(s, num_samples)[-1].tanh())
 
-            self.graphs["act"] = fixed, *record(best)
-        fixed, graph, results = self.graphs["act"]
+            self.acting = fixed, *record(best)
+        fixed, graph, results = self.acting
         fixed.copy_(obs)
         graph.replay()
         action, value = results

@@ -4,6 +4,8 @@ import time
 
 import gymnasium as gym
 import numpy as np
+import pytest
+import torch
 
 SMALL = dict(
     cuda=False,
@@ -22,6 +24,7 @@ SMALL = dict(
     buffer_size=1009,
     normalize_observations=False,
 )  # the real algorithm at prime sizes
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 class Target(gym.Env):

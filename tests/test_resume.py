@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 import fmer_continuous
 import fmer_kitchen
-from envs import SMALL, Target, at_step
+from envs import SMALL, Target, at_step, needs_gpu
 
 ROOT = Path(__file__).parent.parent
 RUNS = {
@@ -130,7 +130,7 @@ def test_a_stopped_run_resumes_bit_for_bit(tmp_path, monkeypatch, whole, fmer, s
     assert_same_run(tmp_path / "run", whole[fmer])
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_gpu
 @pytest.mark.parametrize(("fmer", "step"), [(fmer_continuous, 53), (fmer_kitchen, 299)])
 def test_a_run_on_a_gpu_resumes_bit_for_bit(tmp_path, monkeypatch, fmer, step):
     run(fmer, tmp_path / "whole", cuda=True)
