@@ -2,7 +2,7 @@
 
 The policy is an ODE from noise x_0 to a latent action x_1, and a = tanh x_1. It regresses
 on its own samples, weighted by advantage; an entropy term keeps it from collapsing.
-Algorithm 1, reconstructed (θ: parameters of v, φ: of the twin critics, D: replay buffer):
+Algorithm 1, reconstructed (θ: parameters of the velocity v, φ: of twin critics, D: replay):
  1  initialise θ (last layer zero: π starts as tanh N(0,I)), φ_1, φ_2, α, T, D; φ̄ ← φ
  2  for each environment step
  3      a ← uniform in the box during warm-up, else the best of M samples, Eq. (14)
@@ -14,7 +14,7 @@ Algorithm 1, reconstructed (θ: parameters of v, φ: of the twin critics, D: rep
  9              dual Adam steps: log α by Eq. (11), log T by Eq. (6)
 10          φ̄ ← (1−τ)φ̄ + τφ
 11      step the environment with a, store the transition
-README.md: each equation's source and test, and caveats. Shapes: B states of S numbers.
+README.md: each equation's source, test, caveats. Shapes: B states (S), N candidates (d).
 """
 
 import copy
@@ -76,7 +76,7 @@ class Args:
     layer_norm: bool = False  # in the critics, against overestimation
     # Policy and its entropy
     policy_lr: float = 1e-3  # learning rate of the velocity field
-    policy_frequency: int = 2  # critic updates per policy update; CleanRL then makes 2
+    policy_frequency: int = 2  # critic updates per policy update; in CleanRL in effect 1
     actor_batch_size: int = 64  # the first states of a batch: N candidates for each
     flow_steps: int = 5  # K, Euler steps from noise to action, Eq. (2)
     num_candidates: int = 16  # N, candidates to be weighted, Eq. (4)
@@ -192,7 +192,7 @@ class VelocityField(nn.Module):
 
     def __init__(self, obs_dim, action_dim, hidden_dim):
         super().__init__()
-        self.net = MLP([obs_dim, 8, action_dim], hidden_dim, action_dim)
+        self.net = MLP([obs_dim, 8, action_dim], hidden_dim, action_dim)  # 8: of t
         nn.init.zeros_(self.net.out.weight)  # v = 0: π starts as tanh N(0,I)
         nn.init.zeros_(self.net.out.bias)
         self.register_buffer("omega", math.pi * 2.0 ** torch.arange(4), persistent=False)
@@ -271,15 +271,15 @@ def sampler_entropy(velocity, s, path, k):
 
 
 def ode_entropy(velocity, s, path, k, probe):
-    """H = d·H_0 + ∫ E[∇·v − 2 tanh(x)·v] dt, ∇·v ≈ εᵀ(∂v/∂x)ε.  Eq. (9), the limit of (8)
-    for h → 0, at step k. As in (8), and probe (B,d): ε = ±1 (Hutchinson) -> scalar."""
+    """H = d·H_0 + ∫ E[∇·v − 2 tanh(x)·v] dt, ∇·v ≈ εᵀ(∂v/∂x)ε.  Eq. (9)
+    (8) for h → 0. Arguments as there, and probe (B,d): ε = ±1 (Hutchinson) -> scalar."""
     h = 1 / (len(path) - 1)
     batch_size, d = path.shape[1:]
     x = path[k, torch.arange(batch_size, device=s.device)].detach().requires_grad_()
     v = velocity(s, x, h * k.unsqueeze(1))  # (B,d)
     (vjp,) = torch.autograd.grad(v, x, probe, create_graph=True)
     divergence = (vjp * probe).sum(-1)  # (B,)
-    return d * BASE_ENTROPY + (divergence - 2 * (x.tanh() * v).sum(-1)).mean()
+    return d * BASE_ENTROPY + (divergence - 2 * (x.tanh() * v).sum(-1)).mean()  # · K·h
 
 
 class Agent(nn.Module):
@@ -345,7 +345,7 @@ class Agent(nn.Module):
     def update_critic(self, s, a, r, next_s, terminated) -> dict:
         """Alg. 1, line 5: a step on L_Q = Σ_j E (Q_j(s,a) − y)².  Eqs. (12), (13)"""
         next_a = self.sample(next_s, 1)[-1].squeeze(1).tanh()  # (B,d)
-        next_value = self.target_critic(next_s, next_a).amin(0)  # (B,)
+        next_value = self.target_critic(next_s, next_a).amin(0)  # (B,), without gradient
         y = r + self.args.gamma * (1 - terminated) * next_value  # (B,), Eq. (12)
         q = self.critic(s, a)  # (2,B)
         q_loss = (q - y).square().mean(1).sum()  # Eq. (13); the log has half, per twin
@@ -355,7 +355,7 @@ class Agent(nn.Module):
         return {"qf_loss": q_loss.detach() / 2, "qf_values": q.detach().mean()}
 
     def update_actor(self, s) -> dict:
-        """Alg. 1, lines 7-9: steps on L_π = L_CFM − α·H (candidate 0), log α and log T."""
+        """Alg. 1, lines 7-9: steps on L_π = L_CFM − α·H, log α and log T."""
         alpha = self.log_alpha.detach().exp()
         temperature = self.log_temperature.detach().exp()
         path = self.sample(s, self.args.num_candidates)  # (K+1,B,N,d), Eq. (2)
@@ -369,7 +369,7 @@ class Agent(nn.Module):
         t = torch.rand_like(x1[..., :1])  # (B,N,1)
         flow_matching = flow_matching_loss(self.velocity, s, x0, x1, t, weights)  # Eq. (7)
         k = torch.randint(self.args.flow_steps, (len(s),), device=s.device)  # a step each
-        if self.args.exact_entropy:
+        if self.args.exact_entropy:  # of candidate 0 of each state
             entropy = sampler_entropy(self.velocity, s, path[:, :, 0], k)  # Eq. (8)
         else:
             probe = torch.randn_like(x1[:, 0]).sign()
@@ -500,8 +500,8 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
     eval_envs = [make_env(task) for _ in range(args.eval_episodes)]
     (obs_dim,), (action_dim,) = env.observation_space.shape, env.action_space.shape
     total = args.total_timesteps
-    needed = 8e-9 * min(args.buffer_size, total) * (2 * obs_dim + action_dim + 2)  # GB, ×2
-    if needed > psutil.virtual_memory().available / 1e9:
+    needed = 8e-9 * min(args.buffer_size, total) * (2 * obs_dim + action_dim + 2)  # GB
+    if needed > psutil.virtual_memory().available / 1e9:  # a checkpoint copies it
         raise SystemExit(f"error: --buffer-size needs {needed:.1f} GB, more than is free")
     buffer = ReplayBuffer(min(args.buffer_size, total), obs_dim, action_dim, device)
     agent = Agent(obs_dim, action_dim, args).to(device)  # Alg. 1, line 1
@@ -541,7 +541,7 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
             step += 1
             if step <= args.learning_starts:  # Alg. 1, line 3
                 action = (2 * torch.rand(action_dim, device=device) - 1).cpu().numpy()
-                value = 0.0  # Q, in q_bias
+                value = 0.0  # stands for Q in q_bias, which says nothing yet
             else:
                 (action,), (value,) = agent.act(obs[None], args.num_explore_candidates)
                 with_actor = step % args.policy_frequency == 0  # Alg. 1, lines 4, 6
@@ -563,7 +563,7 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
                 log(writer, "charts/episodic_", episode_metrics(info), step)
                 log(writer, "charts/", {"q_bias": np.mean(q_errors)}, step)
                 bar.set_postfix({"return": info["episode"]["r"]}, refresh=False)
-                obs, _ = env.reset(seed=progress.episode_seed)
+                obs, _ = env.reset(seed=progress.episode_seed)  # to replay if resumed
             if step % args.log_interval == 0:
                 log(writer, "charts/", {"SPS": step / (time.time() - started)}, step)
                 log(writer, "losses/", progress.losses, step)
