@@ -111,11 +111,15 @@ suites() {
     cost speed 0 "training speed of this machine, table and picture: minutes"
 }
 
+# What makes two runs of a name the same one; $OUT/<name>.flags keeps it.
+flags() { sed -E 's/ --(run-dir|total-timesteps) [^ ]+| --no-cuda//g' <<< "$*"; }
+
 finished() { # name script flags
     local line="$*"
     local steps=${line##*--total-timesteps }
     case $2 in
         fmer_*) [ -f "$OUT/$1/eval.csv" ] \
+            && [ "$(cat "$OUT/$1.flags" 2> /dev/null || flags "$@")" = "$(flags "$@")" ] \
             && [ "$(tail -n 1 "$OUT/$1/eval.csv" | cut -d, -f1)" -ge "${steps%% *}" ] 2> /dev/null ;;
         *) [ -f "$OUT/$1.md" ] ;;
     esac
@@ -131,10 +135,13 @@ run() { # name script flags: the process becomes the run, so that signals reach 
     if [[ $script != fmer_* ]]; then
         "$PYTHON" "$here/$script" "${@:3}" > "$OUT/$name.tmp" 2> "$OUT/$name.log"
         mv "$OUT/$name.tmp" "$OUT/$name.md"
-    elif [ -f "$OUT/$name/checkpoint.pt" ]; then
+    elif [ -f "$OUT/$name/checkpoint.pt" ]; then # it refuses other flags
         exec "$PYTHON" "$here/$script" "${@:3}" --resume >> "$OUT/$name.log" 2>&1
+    elif grep -qs '^done: ' "$OUT/$name.log"; then
+        echo "its checkpoint is gone: $name"
     else
         rm -rf "${OUT:?}/$name" # it was stopped before its first checkpoint
+        flags "$@" > "$OUT/$name.flags"
         exec "$PYTHON" "$here/$script" "${@:3}" > "$OUT/$name.log" 2>&1
     fi
 }
@@ -169,7 +176,7 @@ if [ "$LAUNCHER" = slurm ]; then
     export runs # the tasks take their lines from it
     sbatch --wait --requeue --export=ALL --signal=B:TERM@120 --open-mode=append --job-name=fmer \
         --array="1-$(wc -l <<< "$runs")%$JOBS" --output="$OUT/slurm_%a.log" \
-        --wrap="exec $here/benchmark.sh --run \$(echo \"\$runs\" | sed -n \${SLURM_ARRAY_TASK_ID}p)" || true
+        --wrap="exec '$here/benchmark.sh' --run \$(echo \"\$runs\" | sed -n \${SLURM_ARRAY_TASK_ID}p)" || true
 else # what measures speed runs last, and alone; a run that dies does not end the others
     each() { xargs -r -P "$1" -L 1 sh -c '"$0" --run "$@" || true' "$here/benchmark.sh"; }
     grep -v '^speed ' <<< "$runs" | each "$JOBS" || true # grep: none

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import zipfile
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -137,7 +138,7 @@ def require_finite(name: str, value) -> None:
         for key, part in value.items():
             require_finite(f"{name} {key}", part)
     elif isinstance(value, float | np.ndarray | torch.Tensor):
-        if not torch.as_tensor(value).float().isfinite().all():
+        if not torch.as_tensor(value).float().sum().isfinite():  # without a copy
             raise SystemExit(f"error: {name} is not finite")
 
 
@@ -275,9 +276,8 @@ def ode_entropy(velocity, s, path, k, probe):
     batch_size, d = path.shape[1:]
     x = path[k, torch.arange(batch_size, device=s.device)].detach().requires_grad_()
     v = velocity(s, x, h * k.unsqueeze(1))  # (B,d)
-    (vjp,) = torch.autograd.grad(v, x, probe, create_graph=True)
-    divergence = (vjp * probe).sum(-1)  # (B,)
-    return d * BASE_ENTROPY + (divergence - 2 * (x.tanh() * v).sum(-1)).mean()  # · K·h
+    (vjp,) = torch.autograd.grad(v, x, probe, create_graph=True)  # εᵀ(∂v/∂x), (B,d)
+    return d * BASE_ENTROPY + (vjp * probe - 2 * x.tanh() * v).sum(-1).mean()  # · K·h
 
 
 class Agent(nn.Module):
@@ -335,9 +335,9 @@ class Agent(nn.Module):
         losses = self.update_critic(s, a, r, self.normalize(next_s), terminated)
         if with_actor:
             losses |= self.update_actor(s[: self.args.actor_batch_size])
-        target = list(self.target_critic.parameters())
-        online = [parameter.detach() for parameter in self.critic.parameters()]
-        torch._foreach_lerp_(target, online, self.args.tau)  # line 10, in one call
+        networks = self.target_critic.parameters(), self.critic.parameters()
+        for target, online in zip(*networks, strict=True):
+            target.lerp_(online.detach(), self.args.tau)  # line 10
         return losses
 
     def update_critic(self, s, a, r, next_s, terminated) -> dict:
@@ -362,7 +362,6 @@ class Agent(nn.Module):
             q = self.critic(s.unsqueeze(1), x1.tanh()).mean(0)  # (B,N), Eq. (4)
         weights, ess = candidate_weights(q, temperature)  # Eqs. (4)-(6)
         ess_share = ess.mean() / self.args.num_candidates
-
         x0 = torch.randn_like(x1)  # not the noise that led to x1: independent of it
         t = torch.rand_like(x1[..., :1])  # (B,N,1)
         flow_matching = flow_matching_loss(self.velocity, s, x0, x1, t, weights)  # Eq. (7)
@@ -456,14 +455,16 @@ def run_evaluation(agent, envs, progress, run_dir, writer, stop) -> None:
         return
     means = {name: np.mean([each[name] for each in episodes]) for name in episodes[0]}
     log(writer, "eval/", means, progress.step)
-    progress.eval_returns[progress.step] = float(means["return"])
     header = ",".join(["step", "episode", *episodes[0], "seconds"]) + "\n"
+    rows = progress.eval_rows
     for i, metrics in enumerate(episodes):
         row = [progress.step, i, *metrics.values(), int(progress.seconds)]
-        progress.eval_rows += ",".join(map(str, row)) + "\n"
-    save_file(run_dir / "eval.csv", header + progress.eval_rows)
+        rows += ",".join(map(str, row)) + "\n"
+    save_file(run_dir / "eval.csv", header + rows)
     policy = {"args": asdict(agent.args), "dims": agent.dims, "agent": agent.state_dict()}
     save_file(run_dir / "policy.pt", policy)
+    progress.eval_rows = rows  # made, once its files are written
+    progress.eval_returns[progress.step] = float(means["return"])
     tqdm.write(f"step {progress.step:,}: return {means['return']:.1f}")
 
 
@@ -477,7 +478,6 @@ def log(writer: SummaryWriter, prefix: str, values: dict, step: int) -> None:
 def main(args: Args, stop: threading.Event | None = None) -> dict:
     """Algorithm 1, to its end or `stop`. Returns run_dir, agent, buffer, progress."""
     check(args)
-    stop = stop or threading.Event()
     args.cuda = args.cuda and torch.cuda.is_available()  # a resumed run keeps its device
     device = "cuda" if args.cuda else "cpu"
     torch.set_num_threads(args.num_threads)
@@ -504,8 +504,7 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
     buffer = ReplayBuffer(min(args.buffer_size, total), obs_dim, action_dim, device)
     agent = Agent(obs_dim, action_dim, args).to(device)  # Alg. 1, line 1
     progress = SimpleNamespace(step=0, seconds=0, losses={}, eval_rows="", eval_returns={})
-    progress.episode_seed = args.seed
-    progress.episode = []  # (action, Q, reward) of each step of the running episode
+    progress.episode_seed, progress.episode = args.seed, []  # its (action, Q, reward)s
     if args.resume:
         progress = load_checkpoint(run_dir, agent, buffer)
     obs, _ = env.reset(seed=progress.episode_seed)
@@ -530,7 +529,7 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
             if args.eval_interval and step not in progress.eval_returns:
                 if step % args.eval_interval == 0 or step == total:
                     run_evaluation(agent, eval_envs, progress, run_dir, writer, stop)
-            if stop.is_set() or step >= total:
+            if step >= total or (stop and stop.is_set()):
                 break
             if time.time() - last_save >= 60 * args.checkpoint_minutes:
                 writer.flush()  # a resumed run does not log these again
@@ -551,8 +550,7 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
             progress.step = step
             progress.episode.append((action.tolist(), float(value), float(reward)))
             if terminated or truncated:
-                q_errors = []
-                following = 0  # after a time limit too
+                q_errors, following = [], 0  # nothing follows, after a time limit too
                 for _, q, r in reversed(progress.episode):
                     following = r + args.gamma * following  # G_t = r_t + γ·G_{t+1}
                     q_errors.append(q - following)
@@ -567,7 +565,8 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
                 log(writer, "losses/", progress.losses, step)
             bar.update()
     finally:  # also after an error: all whole steps, the agent perhaps an update ahead
-        bar.close()
+        with suppress(OSError):  # nobody reads any more: the other end of a pipe
+            bar.close()
         save_checkpoint(run_dir, agent, buffer, progress)
         for end in [writer.close, env.close, *[e.close for e in eval_envs], lock.release]:
             end()

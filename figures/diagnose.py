@@ -138,7 +138,9 @@ def diagnose(run_dir: Path, args: Args) -> tuple[list[list], list]:
         first.append([run_dir.name, m, uphill, mean, deviation, lengths, bias])
         if not uphill:
             s = torch.cat(states)[:1000]
-    checkpoint = torch.load(run_dir / "checkpoint.pt", weights_only=True)
+    checkpoint = torch.load(
+        run_dir / "checkpoint.pt", map_location="cpu", weights_only=True
+    )
     rows = checkpoint["rows"][:, : s.shape[1]]  # in a full buffer not in order
     replayed = agent.normalize(rows)
     number = min(512, len(replayed))

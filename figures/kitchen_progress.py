@@ -49,7 +49,8 @@ def parts(table: np.ndarray, column: str, every: int) -> str:
 
 def row(run: Path, args: Args) -> str:
     table = episodes(run)
-    task, method, seed = run.parts[-3], run.parts[-2], run.stem.split("_")[-1]
+    task, method = run.resolve().parts[-3:-1]
+    seed = run.stem.split("_")[-1]
     if args.out:
         path = args.out / task / method / f"train_{seed}.csv"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -75,6 +75,19 @@ class Aliasing(Target):
         return self.shared, np.array(reward), *rest
 
 
+class Careful(Target):
+    """Takes only what is in its box, which is not symmetric."""
+
+    def __init__(self):
+        super().__init__()
+        low, high = np.array([-0.1, -1.2]), np.array([0.2, 0.6])
+        self.action_space = gym.spaces.Box(np.float32(low), np.float32(high))
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        return super().step(action)
+
+
 class OneElement(Target):
     """Rewards as arrays of one element."""
 
@@ -161,6 +174,7 @@ register("Target-v0", Target)
 register("Nested-v0", Nested)
 register("Aliasing-v0", Aliasing, disable_env_checker=True)
 register("OneElement-v0", OneElement, disable_env_checker=True)
+register("Careful-v0", Careful)
 register("Stuck-v0", Stuck)
 register("Terminating-v0", Target, kwargs={"terminate": True})
 register("Constant-v0", Constant)

@@ -151,6 +151,18 @@ def test_runs_are_made_skipped_and_resumed(tmp_path, monkeypatch):
     ]
     assert times == {path: path.stat().st_mtime_ns for path in out.glob("*/*/*/*")}
 
+    # Neither other flags nor more steps without a checkpoint take a run's files away
+    kept = (first / "eval.csv").read_text()
+    settings |= dict(SEEDS="1")
+    other = bench("mujoco", **settings | dict(FLAGS=f"{TINY} --gamma 0.9"))
+    assert other.returncode == 1 and other.stdout == "Hopper-v4/fmer/seed_1\n"
+    log = (out / "Hopper-v4/fmer/seed_1.log").read_text()
+    assert "it was started with --gamma 0.99" in log.splitlines()[-1]
+    (first / "checkpoint.pt").unlink()
+    longer = bench("mujoco", **settings | dict(STEPS=90))
+    assert longer.returncode == 1 and "its checkpoint is gone" in longer.stdout
+    assert (first / "eval.csv").read_text() == kept and (first / "policy.pt").exists()
+
 
 FAKE_PYTHON = """#!/bin/bash
 case "$*" in

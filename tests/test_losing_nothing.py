@@ -2,6 +2,7 @@
 are not finite, damaged files, two processes in one place, signals. Exact resume is tested
 in test_resume.py, refused flags in test_training.py."""
 
+import functools
 import random
 import signal
 import threading
@@ -13,6 +14,7 @@ import torch
 from filelock import FileLock
 from test_resume import command, saved
 from test_training import run
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fmer_continuous
 import fmer_kitchen
@@ -152,6 +154,42 @@ def test_an_evaluation_that_is_not_logged_is_made_again(tmp_path, monkeypatch):
     assert steps == [step for step in (0, 20, 40, 60, 80, 97) for _ in range(3)]
 
 
+@pytest.mark.parametrize("file", ["eval.csv", "policy.pt"])
+def test_an_evaluation_whose_file_cannot_be_written_is_made_again(
+    tmp_path, monkeypatch, file
+):
+    """The last one, after which no other writes the file."""
+    save_file = fmer_continuous.save_file
+
+    def fails(path, content):
+        if path.name == file:
+            raise SystemExit("no space")
+        save_file(path, content)
+
+    whole = run(tmp_path, "whole", eval_interval=97)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="no space"):
+        fail = functools.partial(patch.setattr, fmer_continuous, "save_file", fails)
+        at_step(patch, fmer_continuous, 97, fail)
+        run(tmp_path, eval_interval=97)
+    assert saved(tmp_path / "run")["progress"]["step"] == 97
+    run(tmp_path, eval_interval=97, resume=True)
+    for name in ("whole", "run"):
+        rows = (tmp_path / name / "eval.csv").read_text().splitlines()[1:]
+        assert [int(row.split(",")[0]) for row in rows] == [0] * 3 + [97] * 3
+    policy = torch.load(tmp_path / "run" / "policy.pt", weights_only=True)["agent"]
+    for key, value in whole["agent"].state_dict().items():
+        assert torch.equal(policy[key], value)
+
+
+def test_actions_stay_within_the_users_box(tmp_path):
+    """Where rescaling rounds beyond it: at the edges of a box that is not symmetric."""
+    env = fmer_continuous.make_env("Careful-v0")
+    env.reset(seed=0)
+    edge = np.nextafter(np.float32(1), np.float32(0))
+    for action in ([1, -1], [-1, 1], [edge, -edge]):
+        env.step(np.array(action, np.float32))  # asserts that it is in the box
+
+
 def test_a_reward_may_be_an_array_of_one_element(tmp_path):
     plain, arrays = run(tmp_path, "a"), run(tmp_path, "b", env_id="OneElement-v0")
     assert torch.equal(plain["buffer"].rows, arrays["buffer"].rows)
@@ -247,6 +285,33 @@ def test_no_entropy_term_is_no_infinity(tmp_path):
     """α = 0, whose logarithm would not be finite."""
     result = run(tmp_path, alpha=0.0, autotune=False)
     assert result["agent"].log_alpha.exp() == 0 and all_finite(saved(tmp_path / "run"))
+
+
+class Results(TorchDispatchMode):
+    """Keeps what every operation makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.made = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **kwargs or {})
+        self.made += [result] if isinstance(result, torch.Tensor) else []
+        return result
+
+
+def test_a_checkpoint_takes_one_copy_of_the_buffer(tmp_path):
+    """As much as a run asks for when it begins, and not a mask or a moment more."""
+    result = run(tmp_path)
+    agent, buffer, progress = (result[name] for name in ("agent", "buffer", "progress"))
+    buffer.rows = torch.zeros(20_011, buffer.rows.shape[1])
+    buffer.num_added = 20_011
+    with Results() as results:
+        fmer_continuous.save_checkpoint(tmp_path / "run", agent, buffer, progress)
+    storages = [buffer.rows.untyped_storage()]
+    storages += [each.untyped_storage() for each in results.made]
+    large = [each for each in storages if each.nbytes() >= buffer.rows.numel()]
+    assert len({each.data_ptr() for each in large}) == 2
 
 
 # --- Damaged files ------------------------------------------------------------------------
@@ -379,6 +444,18 @@ def test_a_hangup_stops_a_run_and_its_lock_keeps_others_out(tmp_path, hangups_ar
     assert first.returncode == 1 and "Traceback" not in err
     assert err.splitlines()[-1].startswith("stopped; to continue: ")
     assert saved(tmp_path / "run")["progress"]["step"] > 0
+
+
+def test_a_run_whose_reader_is_gone_is_saved(tmp_path):
+    """As in `… 2>&1 | tee log`, where Ctrl-C ends tee as well."""
+    flags = ["--env-id", "envs:Target-v0", "--learning-starts", "1000000"]
+    process = start(tmp_path / "run", *flags)
+    process.stderr.readline()  # of the progress bar: it takes steps
+    process.stdout.close()
+    process.stderr.close()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=120) != 0
+    assert (tmp_path / "run" / "checkpoint.pt").exists()
 
 
 def test_nohup_is_obeyed_and_a_second_signal_ends_a_stuck_run_at_once(tmp_path):
