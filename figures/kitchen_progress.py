@@ -49,7 +49,7 @@ def parts(table: np.ndarray, column: str, every: int) -> str:
 
 def row(run: Path, args: Args) -> str:
     table = episodes(run)
-    task, method = run.resolve().parts[-3:-1]
+    task, method = run.absolute().parts[-3:-1]
     seed = run.stem.split("_")[-1]
     if args.out:
         path = args.out / task / method / f"train_{seed}.csv"
