@@ -228,7 +228,8 @@ def draw(curves: Curves) -> Figure:
         beyond = draw_paper(panel, task)
         bottom, top = panel.get_ylim()
         panel.set_yticks([tick for tick in panel.get_yticks() if bottom <= tick <= top])
-        panel.set_ylim(bottom, top + 0.35 * (top - bottom))  # room for the legend
+        lines = len(curves[task]) + bool(beyond)
+        panel.set_ylim(bottom, top + 0.12 * (1 + lines) * (top - bottom))  # for the legend
         legend = panel.legend(loc="upper left", alignment="left", title=beyond)
         legend.get_title().set(color="0.4", size=7)
         panel.set(title=task, ylabel=score_name(task))
