@@ -137,7 +137,7 @@ run() { # name script flags: the process becomes the run, so that signals reach 
         mv "$OUT/$name.tmp" "$OUT/$name.md"
     elif [ -f "$OUT/$name/checkpoint.pt" ]; then # it refuses other flags
         exec "$PYTHON" "$here/$script" "${@:3}" --resume >> "$OUT/$name.log" 2>&1
-    elif grep -qs '^done: ' "$OUT/$name.log"; then
+    elif [ -f "$OUT/$name/eval.csv" ] && grep -qs '^done: ' "$OUT/$name.log"; then
         echo "its checkpoint is gone: $name"
     else
         rm -rf "${OUT:?}/$name" # it was stopped before its first checkpoint

@@ -504,7 +504,7 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
     buffer = ReplayBuffer(min(args.buffer_size, total), obs_dim, action_dim, device)
     agent = Agent(obs_dim, action_dim, args).to(device)  # Alg. 1, line 1
     progress = SimpleNamespace(step=0, seconds=0, losses={}, eval_rows="", eval_returns={})
-    progress.episode_seed, progress.episode = args.seed, []  # its (action, Q, reward)s
+    progress.episode_seed, progress.episode = args.seed, []  # its steps: action, Q, reward
     if args.resume:
         progress = load_checkpoint(run_dir, agent, buffer)
     obs, _ = env.reset(seed=progress.episode_seed)

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -162,6 +163,9 @@ def test_runs_are_made_skipped_and_resumed(tmp_path, monkeypatch):
     longer = bench("mujoco", **settings | dict(STEPS=90))
     assert longer.returncode == 1 and "its checkpoint is gone" in longer.stdout
     assert (first / "eval.csv").read_text() == kept and (first / "policy.pt").exists()
+    shutil.rmtree(first)  # to have it made again
+    assert bench("mujoco", **settings).returncode == 0
+    assert (first / "checkpoint.pt").exists()
 
 
 FAKE_PYTHON = """#!/bin/bash

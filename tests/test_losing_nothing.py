@@ -181,7 +181,7 @@ def test_an_evaluation_whose_file_cannot_be_written_is_made_again(
         assert torch.equal(policy[key], value)
 
 
-def test_actions_stay_within_the_users_box(tmp_path):
+def test_actions_stay_within_the_users_box():
     """Where rescaling rounds beyond it: at the edges of a box that is not symmetric."""
     env = fmer_continuous.make_env("Careful-v0")
     env.reset(seed=0)
