@@ -255,14 +255,14 @@ def draw_curve(panel, method: str, runs: Method, colour: str) -> None:
 def draw_paper(panel, task: str) -> str:
     """The paper's levels as lines. Returned in words: those too high for the curves."""
     highest = 100 if is_kitchen(task) else 2 * panel.get_ylim()[1]
-    place = dict(xycoords=("axes fraction", "data"), ha="right", va="bottom")
+    place = dict(xycoords=("axes fraction", "data"), ha="left", va="bottom")
     beyond = []
     for label, level in paper(task).items():
         if level > highest:
             beyond.append(f"↑ {label}: {level}")
         else:
             panel.axhline(level, color="0.5", lw=0.9, ls=":")
-            panel.annotate(f"{label}: {level}", (1, level), color="0.4", size=7, **place)
+            panel.annotate(f"{label}: {level}", (0.01, level), color="0.4", size=7, **place)
     return "\n".join(beyond)
 
 
