@@ -26,7 +26,6 @@ import sys
 import threading
 import time
 import zipfile
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -66,7 +65,8 @@ class Args:
     checkpoint_minutes: float = 5.0  # between checkpoints: what a crash can cost
     num_threads: int = 1  # CPU threads; more of them rarely help, and can stall
     # Replay and critics
-    learning_starts: int = 5_000  # random actions before learning
+    learning_starts: int = 5_000  # steps of random actions before learning
+    warmup_repeat: int = 1  # steps that each of these actions is repeated for
     buffer_size: int = 1_000_000  # transitions kept for replay
     batch_size: int = 128  # B, transitions in a critic update
     normalize_observations: bool = False  # by their mean and deviation so far
@@ -97,7 +97,7 @@ def check(args: Args) -> None:
     limits = {
         "total_timesteps learning_starts buffer_size log_interval": (1, math.inf),
         "batch_size actor_batch_size hidden_dim flow_steps policy_frequency": (1, 2**14),
-        "num_act_candidates num_explore_candidates eval_episodes": (1, 2**14),
+        "num_act_candidates num_explore_candidates eval_episodes warmup_repeat": (1, 2**14),
         "num_candidates": (2, 2**14),
         "num_threads": (1, os.cpu_count()),
         "seed eval_interval checkpoint_minutes alpha": (0, 1e9),
@@ -511,8 +511,8 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
     if args.resume:
         progress = load_checkpoint(run_dir, agent, buffer)
     obs, _ = env.reset(seed=progress.episode_seed)
-    for action, _, _ in progress.episode:  # resumed in mid-episode: replay it
-        obs, *_ = env.step(np.array(action, np.float32))
+    for action in [np.array(a, np.float32) for a, _, _ in progress.episode]:  # resumed
+        obs, *_ = env.step(action)
     try:  # a lock that ends with its process; it makes the directory
         lock = FileLock(run_dir / "lock").acquire(timeout=0).lock
     except OSError as error:
@@ -540,7 +540,8 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
                 last_save = time.time()
             step += 1
             if step <= args.learning_starts:  # Alg. 1, line 3
-                action = (2 * torch.rand(action_dim, device=device) - 1).cpu().numpy()
+                if len(progress.episode) % args.warmup_repeat == 0:
+                    action = (2 * torch.rand(action_dim, device=device) - 1).cpu().numpy()
                 value = 0.0  # stands for Q in q_bias, which says nothing yet
             else:
                 (action,), (value,) = agent.act(obs[None], args.num_explore_candidates)
@@ -568,11 +569,10 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
                 log(writer, "losses/", progress.losses, step)
             bar.update()
     finally:  # also after an error: all whole steps, the agent perhaps an update ahead
-        with suppress(OSError):  # nobody reads any more: the other end of a pipe
-            bar.close()
         save_checkpoint(run_dir, agent, buffer, progress)
-        for end in [writer.close, env.close, *[e.close for e in eval_envs], lock.release]:
-            end()
+        for resource in [writer, env, *eval_envs, bar]:  # the bar's pipe may be broken
+            resource.close()
+        lock.release()
     return dict(run_dir=run_dir, agent=agent, buffer=buffer, progress=progress)
 
 

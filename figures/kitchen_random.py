@@ -1,14 +1,15 @@
 """Uniform random actions on FrankaKitchen, evaluated as policies are: a Markdown table.
 
     python figures/kitchen_random.py --out results
+    python figures/kitchen_random.py --num-tasks 7 --repeat 40 --seeds 30
 
-also writes <out>/FrankaKitchen-v1-<n>/random/seed_<k>.csv for n = 1, 4 and 7 tasks, as a
-run writes its eval.csv.
+The first also writes <out>/FrankaKitchen-v1-<n>/random/seed_<k>.csv for n = 1, 4 and 7
+tasks, as a run writes its eval.csv. The second says what warm-up finds (--warmup-repeat).
 """
 
 import csv
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,23 +21,29 @@ import fmer_kitchen
 
 @dataclass
 class Args:
-    """Evaluate random actions with 1, 4 and 7 tasks."""
+    """Evaluate random actions."""
 
+    num_tasks: list[int] = field(default_factory=lambda: [1, 4, 7])
+    repeat: int = 1  # steps for which an action is repeated
     seeds: int = 3  # generators of actions, each evaluated once for a number of tasks
     eval_episodes: int = 10  # episodes of an evaluation, on the evaluation's own seeds
     out: Path | None = None  # folder to write to; none: only the table
 
 
 class RandomAgent(fmer_kitchen.Agent):
-    """a ~ U[-1,1]^9, in place of Eq. (14)."""
+    """a ~ U[-1,1]^9 every `repeat` steps, in place of Eq. (14)."""
 
-    def __init__(self, seed: int):
+    def __init__(self, seed: int, repeat: int = 1):
         super().__init__(59, 9, fmer_kitchen.Args(hidden_dim=1))
         self.rng = np.random.default_rng(seed)
+        self.repeat = repeat
+        self.calls = 0
 
     def act(self, obs, num_samples, generator=None):
-        actions = self.rng.uniform(-1, 1, (len(obs), 9)).astype(np.float32)
-        return actions, np.zeros(len(obs))
+        if self.calls % self.repeat == 0:
+            self.actions = self.rng.uniform(-1, 1, (len(obs), 9)).astype(np.float32)
+        self.calls += 1
+        return self.actions, np.zeros(len(obs))
 
 
 def write(path: Path, episodes: list[dict]) -> None:
@@ -52,12 +59,12 @@ def write(path: Path, episodes: list[dict]) -> None:
 def main(args: Args) -> None:
     print("| tasks | episodes | tasks done, % | episodes in which each was done |")
     print("|--:|--:|--:|---|")
-    for number in (1, 4, 7):
+    for number in args.num_tasks:
         tasks = fmer_kitchen.TASKS[:number]
         envs = [fmer_kitchen.make_env(tasks) for _ in range(args.eval_episodes)]
         episodes = []
         for seed in range(1, args.seeds + 1):
-            evaluation = fmer_kitchen.evaluate(RandomAgent(seed), envs)
+            evaluation = fmer_kitchen.evaluate(RandomAgent(seed, args.repeat), envs)
             episodes += evaluation
             if args.out:
                 folder = args.out / f"FrankaKitchen-v1-{number}" / "random"

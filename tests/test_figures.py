@@ -299,6 +299,9 @@ def test_random_actions_are_uniform_and_differ_between_seeds():
     assert a.var() == pytest.approx(1 / 3, abs=0.01)
     b, _ = kitchen_random.RandomAgent(2).act(np.zeros((4000, 59)), 1)
     assert not np.allclose(a, b)
+    held = kitchen_random.RandomAgent(1, repeat=3)
+    a, b, c, d = (held.act(np.zeros((7, 59)), 1)[0] for _ in range(4))
+    assert (a == b).all() and (b == c).all() and (c != d).all()
 
 
 def test_means_and_quantiles_of_logged_metrics(tmp_path, capsys):

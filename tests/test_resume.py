@@ -26,6 +26,7 @@ ROOT = Path(__file__).parent.parent
 RUNS = {
     fmer_continuous: dict(
         env_id="Target-v0",
+        warmup_repeat=3,  # so that the one of step 5 is repeated in step 6
         policy_frequency=3,
         eval_interval=20,
         buffer_size=61,

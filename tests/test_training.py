@@ -108,6 +108,16 @@ def test_warm_up_is_uniform_and_actions_are_rescaled_to_the_box(tmp_path, monkey
     assert warm_up.max() > 0.99 and warm_up.min() < -0.99
 
 
+def test_a_random_action_is_repeated_up_to_the_end_of_its_episode(tmp_path):
+    """Episodes of 7 steps, actions for 5: the second of an episode is repeated once."""
+    settings = dict(total_timesteps=71, learning_starts=63, warmup_repeat=5)
+    a = transitions(run(tmp_path, **settings)["buffer"])[1]
+    changes = (a[1:] != a[:-1]).all(1).nonzero().squeeze(1) + 1  # the first step has none
+    in_warm_up = [step for step in range(1, 63) if step % 7 in (0, 5)]
+    assert changes.tolist() == in_warm_up + list(range(63, 71))
+    assert len(a.unique(dim=0)) == 2 * 9 + 8
+
+
 @pytest.mark.parametrize(
     ("env_id", "ends"), [("Target-v0", 0), ("Terminating-v0", 97 // 7)]
 )
