@@ -40,6 +40,7 @@ class Args:
     total_timesteps: int = 1_000_000  # environment steps
     eval_interval: int = 10_000  # steps between evaluations
     eval_episodes: int = 10  # in each evaluation, on fixed seeds
+    warmup_repeat: int = 1  # steps that the script's random actions are repeated for
     flags: str = "--no-cuda"  # others of the script: --flags="--no-cuda --gamma 0.97"
 
 
@@ -58,6 +59,21 @@ class Mean:
         return mean.tanh().cpu().numpy(), None
 
 
+class Repeating(gym.spaces.Box):
+    """A box whose samples are repeated, as warm-up's actions in fmer_continuous.py."""
+
+    def __init__(self, box: gym.spaces.Box, repeat: int):
+        super().__init__(box.low, box.high, dtype=box.dtype)
+        self.repeat = repeat
+        self.num_samples = 0  # in this episode
+
+    def sample(self):
+        if self.num_samples % self.repeat == 0:
+            self.action = super().sample()
+        self.num_samples += 1
+        return self.action.copy()
+
+
 class Watched(gym.Wrapper):
     """The script's environment. Before each of its steps all updates so far are made."""
 
@@ -67,6 +83,7 @@ class Watched(gym.Wrapper):
         task = list(args.tasks) or args.env_id
         self.eval_envs = [self.fmer.make_env(task) for _ in range(args.eval_episodes)]
         super().__init__(self.fmer.make_env(task) if args.tasks else gym.make(task))
+        self.action_space = Repeating(self.env.action_space, args.warmup_repeat)
         self.eval_rows = self.train_rows = ""
         self.num_steps = 0
         self.started = time.time()
@@ -77,6 +94,7 @@ class Watched(gym.Wrapper):
 
     def reset(self, **options):
         self.obs, _ = self.env.reset(**options)
+        self.action_space.num_samples = 0
         return self.obs, {}
 
     def step(self, action):

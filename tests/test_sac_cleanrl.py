@@ -123,6 +123,23 @@ def test_the_script_sees_episodes_end_as_in_gymnasium_0_29(run):
     assert not np.array_equal(end["seen"][7], last)
 
 
+def test_random_actions_are_repeated_up_to_the_end_of_their_episode(run, monkeypatch):
+    """Target is made anew for each evaluation: its training actions are those in the box
+    of a script that draws nothing but random ones. Episodes of 7 steps, actions for 3."""
+    made, make = [], envs.Target.__init__
+    monkeypatch.setattr(
+        envs.Target, "__init__", lambda self: (make(self), made.append(self))[0]
+    )
+    run(env_id="Target-v0", seed=5, total_timesteps=17, warmup_repeat=3)
+    drawn = envs.Target().action_space
+    drawn.seed(5)
+    episode = [0, 0, 0, 1, 1, 1, 2]
+    actions = np.array([drawn.sample() for _ in range(7)])
+    expected = actions[episode + [3 + i for i in episode] + [6] * 3]
+    (trained,) = [env.actions for env in made if len(env.actions) == 17]
+    np.testing.assert_array_equal(trained, expected)
+
+
 def test_in_the_kitchen_networks_see_observations_on_one_scale(run):
     options = dict(tasks=("kettle",), total_timesteps=283, eval_interval=10**6, seed=3)
     end, rows = run(width=9, file="train.csv", eval_episodes=1, **options)
