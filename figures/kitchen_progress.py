@@ -4,7 +4,8 @@
 
 Steps to the first and to the fifth completed task tell how long finding it took; the tasks
 per training episode, by parts of `--every` steps, how well it was then learned and kept;
-the mean of `charts/q_bias`, how true the critics were. `--out` keeps the episodes as CSV.
+the mean of `charts/q_bias`, how true the critics were. `--single-tasks` prints the share
+of the episodes in which each task was done instead. `--out` keeps the episodes as CSV.
 """
 
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ import numpy as np
 import tyro
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-COLUMNS = ["step", "tasks_completed", "length", "q_bias"]
+KEYS = {"tasks_completed": "charts/episodic_tasks_completed"}
+KEYS |= {"length": "charts/episodic_length", "q_bias": "charts/q_bias"}
+SINGLE = "charts/episodic_task/"
 
 
 @dataclass
@@ -23,52 +26,68 @@ class Args:
 
     runs: tuple[Path, ...]  # run directories, or CSV files that --out has written
     every: int = 10_000  # steps of a part
+    single_tasks: bool = False  # a row for each task that was ever done
     out: Path | None = None  # folder for <task>/<method>/train_<seed>.csv
 
 
-def episodes(run: Path) -> np.ndarray:
-    """A row of COLUMNS for each training episode."""
+def episodes(run: Path) -> dict[str, np.ndarray]:
+    """Of all training episodes: last step, each of KEYS, and each task by its name."""
     if run.suffix == ".csv":
-        return np.atleast_2d(np.loadtxt(run, delimiter=",", skiprows=1))
+        with open(run) as file:
+            columns = file.readline().strip().split(",")
+            table = np.loadtxt(file, delimiter=",", ndmin=2)
+        return dict(zip(columns, table.T, strict=True))
     events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
-    keys = ["charts/episodic_tasks_completed", "charts/episodic_length", "charts/q_bias"]
-    if missing := [key for key in keys if key not in events.Tags()["scalars"]]:
+    tags = events.Tags()["scalars"]
+    if missing := [key for key in KEYS.values() if key not in tags]:
         raise SystemExit(f"error: {run} has not logged {missing[0]}")
-    done, length, bias = [{e.step: e.value for e in events.Scalars(key)} for key in keys]
-    rows = [[step, done[step], length[step], bias.get(step, np.nan)] for step in done]
-    return np.array(rows)  # runs of an early commit have no bias in warm-up
+    keys = KEYS | {tag.removeprefix(SINGLE): tag for tag in tags if tag.startswith(SINGLE)}
+    values = {name: {e.step: e.value for e in events.Scalars(keys[name])} for name in keys}
+    steps = list(values["tasks_completed"])
+    table = {"step": np.array(steps)}
+    for name, value in values.items():  # runs of an early commit have no bias in warm-up
+        table[name] = np.array([value.get(step, np.nan) for step in steps])
+    return table
 
 
-def parts(table: np.ndarray, column: str, every: int) -> str:
+def parts(table: dict, column: str, every: int) -> str:
     """The column's means over parts of so many steps."""
-    part = (table[:, 0].astype(int) - 1) // every
-    values = table[:, COLUMNS.index(column)]
+    part = (table["step"].astype(int) - 1) // every
+    values = table[column]
     groups = [values[(part == i) & ~np.isnan(values)] for i in range(part[-1] + 1)]
     return " ".join(f"{group.mean():.2f}" if len(group) else "-" for group in groups)
 
 
-def row(run: Path, args: Args) -> str:
+def rows(run: Path, args: Args) -> list[str]:
     table = episodes(run)
     task, method = run.absolute().parts[-3:-1]
     seed = run.stem.split("_")[-1]
     if args.out:
         path = args.out / task / method / f"train_{seed}.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
-        header = ",".join(COLUMNS)
-        np.savetxt(path, table, "%.6g", ",", header=header, comments="")
-    done = np.repeat(table[:, 0], table[:, 1].astype(int))
+        content = np.stack(list(table.values()), axis=1)
+        np.savetxt(path, content, "%.6g", ",", header=",".join(table), comments="")
+    name = f"{task.removeprefix('FrankaKitchen-v1-')}, `{method}`, {seed}"
+    if args.single_tasks:
+        done = [x for x in table if x not in ["step", *KEYS] and table[x].any()]
+        return [f"| {name} | {x} | {parts(table, x, args.every)} |" for x in done]
+    steps = table["step"]
+    done = np.repeat(steps, table["tasks_completed"].astype(int))
     first, fifth = [f"{done[n]:,.0f}" if len(done) > n else "-" for n in (0, 4)]
     tasks = parts(table, "tasks_completed", args.every)
     bias = parts(table, "q_bias", args.every)
-    name = f"{task.removeprefix('FrankaKitchen-v1-')}, `{method}`, {seed}"
-    return f"| {name} | {table[-1, 0]:,.0f} | {first} | {fifth} | {tasks} | {bias} |"
+    return [f"| {name} | {steps[-1]:,.0f} | {first} | {fifth} | {tasks} | {bias} |"]
 
 
 def main(args: Args) -> None:
-    print("| tasks, run, seed | steps | first | fifth | tasks per episode | q_bias |")
-    print("|---|--:|--:|--:|---|---|")
+    if args.single_tasks:
+        print("| tasks, run, seed | task | done in so many of the episodes |")
+        print("|---|---|---|")
+    else:
+        print("| tasks, run, seed | steps | first | fifth | tasks per episode | q_bias |")
+        print("|---|--:|--:|--:|---|---|")
     for run in args.runs:
-        print(row(run, args))
+        print("\n".join(rows(run, args)))
 
 
 if __name__ == "__main__":

@@ -333,6 +333,9 @@ def test_progress_tells_when_tasks_were_found_and_how_well_they_were_kept(tmp_pa
             tasks = 1 if step == 180 else 2 * (step % 40 == 0)
             writer.add_scalar("charts/episodic_tasks_completed", tasks, step)
             writer.add_scalar("charts/q_bias", step / 100, step)
+            writer.add_scalar("charts/episodic_task/kettle", tasks > 0, step)
+            writer.add_scalar("charts/episodic_task/top burner", tasks > 1, step)
+            writer.add_scalar("charts/episodic_task/microwave", 0, step)
     args = dict(every=40, out=tmp_path / "kept")
     runs = tuple(tmp_path.glob("*/mine/seed_*/"))
     kitchen_progress.main(kitchen_progress.Args(runs, **args))
@@ -340,9 +343,17 @@ def test_progress_tells_when_tasks_were_found_and_how_well_they_were_kept(tmp_pa
     tasks, bias = "0.50 0.50 0.50 - 1.00", "0.25 0.65 1.05 - 1.80"
     assert row == f"| 4, `mine`, 3 | 180 | 40 | 120 | {tasks} | {bias} |"
     kept = tmp_path / "kept/FrankaKitchen-v1-4/mine/train_3.csv"
-    assert kept.read_text().startswith("step,tasks_completed,length,q_bias\n10,0,10,0.1\n")
+    head, first, *_ = kept.read_text().splitlines()
+    assert head == "step,tasks_completed,length,q_bias,kettle,top burner,microwave"
+    assert first == "10,0,10,0.1,0,0,0"
     kitchen_progress.main(kitchen_progress.Args((kept,), every=40))
     assert capsys.readouterr().out.splitlines()[2] == row
+    for run in (kept, *runs):
+        kitchen_progress.main(kitchen_progress.Args((run,), every=40, single_tasks=True))
+        assert capsys.readouterr().out.splitlines()[2:] == [
+            "| 4, `mine`, 3 | kettle | 0.25 0.25 0.25 - 1.00 |",
+            "| 4, `mine`, 3 | top burner | 0.25 0.25 0.25 - 0.00 |",
+        ]
     (tmp_path / "empty").mkdir()
     with pytest.raises(SystemExit, match="has not logged charts/episodic_tasks"):
         kitchen_progress.main(kitchen_progress.Args((tmp_path / "empty",)))
