@@ -40,7 +40,7 @@ kettle() {
     change no_layer_norm --no-layer-norm
     change raw --no-normalize-observations
     change explore16 --num-explore-candidates 16
-    change repeat1 --warmup-repeat 1
+    change repeat40 --warmup-repeat 40
     echo kitchen_random figures/kitchen_random.py --out "$OUT"
 }
 
@@ -78,7 +78,7 @@ ablations() {
 
 probes() {
     local task=FrankaKitchen-v1-7 plain="--no-layer-norm --ess-target 0.3 --temperature 1"
-    local FLAGS="--batch-size 128 --gamma 0.99 --learning-starts 5000 --warmup-repeat 1 --no-normalize-observations $FLAGS"
+    local FLAGS="--batch-size 128 --gamma 0.99 --learning-starts 5000 --no-normalize-observations $FLAGS"
     change() { train "$1" 60000 fmer_kitchen.py --num-tasks 7 "${@:2}"; }
     ablate() { change "ablations/$task/$1" "${@:2}"; }
     change "$task/former"

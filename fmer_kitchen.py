@@ -1,11 +1,10 @@
 """FMER on sparse, multi-task FrankaKitchen-v1, from scratch and without demonstrations.
 
 The algorithm is that of fmer_continuous.py, whose docstring has Algorithm 1. Own to this
-script: tasks, their metrics, and defaults for sparse reward, where finding it is luck
-(20,000 steps of random actions, each for 40 steps, which carry the arm about; H̄ = 0), few
-transitions in a batch are rewarded (256 of them), critics overestimate (γ = 0.97, layer
-norm), advantages are small (T starts at 0.01, ρ = 0.6), and what is to be moved moves less
-than the arm (observations on one scale).
+script: tasks, their metrics, and defaults for sparse reward, where finding the first is
+luck (20,000 random actions, H̄ = 0), few transitions in a batch are rewarded (256 of them),
+critics overestimate (γ = 0.97, layer norm), advantages are small (T starts at 0.01,
+ρ = 0.6), and what is to be moved moves less than the arm (observations on one scale).
 """
 
 import copy
@@ -61,7 +60,7 @@ class Args:
     num_threads: int = 1  # CPU threads; more of them rarely help, and can stall
     # Replay and critics
     learning_starts: int = 20_000  # steps of random actions before learning
-    warmup_repeat: int = 40  # steps that each of these actions is repeated for
+    warmup_repeat: int = 1  # steps that each of these actions is repeated for
     buffer_size: int = 1_000_000  # transitions kept for replay
     batch_size: int = 256  # B, transitions in a critic update
     normalize_observations: bool = True  # by their mean and deviation so far

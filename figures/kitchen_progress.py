@@ -69,7 +69,10 @@ def rows(run: Path, args: Args) -> list[str]:
         np.savetxt(path, content, "%.6g", ",", header=",".join(table), comments="")
     name = f"{task.removeprefix('FrankaKitchen-v1-')}, `{method}`, {seed}"
     if args.single_tasks:
-        done = [x for x in table if x not in ["step", *KEYS] and table[x].any()]
+        single = [x for x in table if x not in ["step", *KEYS]]
+        if not single:
+            raise SystemExit(f"error: {run} does not tell the tasks apart")
+        done = [x for x in single if table[x].any()]
         return [f"| {name} | {x} | {parts(table, x, args.every)} |" for x in done]
     steps = table["step"]
     done = np.repeat(steps, table["tasks_completed"].astype(int))

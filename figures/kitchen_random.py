@@ -1,7 +1,7 @@
 """Uniform random actions on FrankaKitchen, evaluated as policies are: a Markdown table.
 
     python figures/kitchen_random.py --out results
-    python figures/kitchen_random.py --num-tasks 7 --repeat 40 --seeds 30
+    python figures/kitchen_random.py --num-tasks 7 --repeat 40 --seeds 10
 
 The first also writes <out>/FrankaKitchen-v1-<n>/random/seed_<k>.csv for n = 1, 4 and 7
 tasks, as a run writes its eval.csv. The second says what warm-up finds (--warmup-repeat).
@@ -67,7 +67,8 @@ def main(args: Args) -> None:
             evaluation = fmer_kitchen.evaluate(RandomAgent(seed, args.repeat), envs)
             episodes += evaluation
             if args.out:
-                folder = args.out / f"FrankaKitchen-v1-{number}" / "random"
+                name = "random" if args.repeat == 1 else f"random_repeat{args.repeat}"
+                folder = args.out / f"FrankaKitchen-v1-{number}" / name
                 write(folder / f"seed_{seed}.csv", evaluation)
         rate = 100 * np.mean([episode["success_rate"] for episode in episodes])
         done = []

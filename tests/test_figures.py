@@ -354,6 +354,9 @@ def test_progress_tells_when_tasks_were_found_and_how_well_they_were_kept(tmp_pa
             "| 4, `mine`, 3 | kettle | 0.25 0.25 0.25 - 1.00 |",
             "| 4, `mine`, 3 | top burner | 0.25 0.25 0.25 - 0.00 |",
         ]
+    kept.write_text("step,tasks_completed,length,q_bias\n10,0,10,0.1\n")
+    with pytest.raises(SystemExit, match="train_3.csv does not tell the tasks apart"):
+        kitchen_progress.main(kitchen_progress.Args((kept,), single_tasks=True))
     (tmp_path / "empty").mkdir()
     with pytest.raises(SystemExit, match="has not logged charts/episodic_tasks"):
         kitchen_progress.main(kitchen_progress.Args((tmp_path / "empty",)))
