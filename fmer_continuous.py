@@ -511,8 +511,8 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
     if args.resume:
         progress = load_checkpoint(run_dir, agent, buffer)
     obs, _ = env.reset(seed=progress.episode_seed)
-    for action in [np.array(a, np.float32) for a, _, _ in progress.episode]:  # resumed
-        obs, *_ = env.step(action)
+    for action in [np.array(a, np.float32) for a, _, _ in progress.episode]:
+        obs, *_ = env.step(action)  # resumed in mid-episode: replay it; warm-up may go on
     try:  # a lock that ends with its process; it makes the directory
         lock = FileLock(run_dir / "lock").acquire(timeout=0).lock
     except OSError as error:

@@ -90,7 +90,8 @@ def main(args: Args) -> None:
         print("| tasks, run, seed | steps | first | fifth | tasks per episode | q_bias |")
         print("|---|--:|--:|--:|---|---|")
     for run in args.runs:
-        print("\n".join(rows(run, args)))
+        for row in rows(run, args):
+            print(row)
 
 
 if __name__ == "__main__":

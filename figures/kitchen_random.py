@@ -23,7 +23,7 @@ import fmer_kitchen
 class Args:
     """Evaluate random actions."""
 
-    num_tasks: list[int] = field(default_factory=lambda: [1, 4, 7])
+    num_tasks: list[int] = field(default_factory=lambda: [1, 4, 7])  # a row for each
     repeat: int = 1  # steps for which an action is repeated
     seeds: int = 3  # generators of actions, each evaluated once for a number of tasks
     eval_episodes: int = 10  # episodes of an evaluation, on the evaluation's own seeds
