@@ -514,7 +514,7 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
     for action in [np.array(a, np.float32) for a, _, _ in progress.episode]:
         obs, *_ = env.step(action)  # resumed in mid-episode: replay it; warm-up may go on
     try:  # a lock that ends with its process; it makes the directory
-        lock = FileLock(run_dir / "lock").acquire(timeout=0).lock
+        lock = FileLock(run_dir / "lock").acquire(timeout=0)
     except OSError as error:
         raise SystemExit(f"error: cannot use {run_dir}, perhaps in use: {error}") from None
     writer = SummaryWriter(run_dir, purge_step=progress.step + 1, flush_secs=10)
@@ -569,10 +569,10 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
                 log(writer, "losses/", progress.losses, step)
             bar.update()
     finally:  # also after an error: all whole steps, the agent perhaps an update ahead
-        save_checkpoint(run_dir, agent, buffer, progress)
-        for resource in [writer, env, *eval_envs, bar]:  # the bar's pipe may be broken
-            resource.close()
-        lock.release()
+        with bar, lock, writer, env:  # closed whatever fails, the bar last
+            save_checkpoint(run_dir, agent, buffer, progress)
+            for eval_env in eval_envs:
+                eval_env.close()
     return dict(run_dir=run_dir, agent=agent, buffer=buffer, progress=progress)
 
 

@@ -362,6 +362,27 @@ def test_a_run_that_is_going_on_is_refused_in_one_line(tmp_path):
     assert len(run(tmp_path, resume=True)["buffer"]) == 97, "free again"
 
 
+def test_a_last_checkpoint_that_cannot_be_written_leaves_nothing_open(
+    tmp_path, monkeypatch, capsys
+):
+    """The lock is free, and what is printed last is the error, not the bar."""
+
+    def full_disk(*_):
+        raise SystemExit("error: cannot write")
+
+    for module in (fmer_continuous, fmer_kitchen):
+        monkeypatch.setattr(module, "save_checkpoint", full_disk)
+    with pytest.raises(SystemExit, match="cannot write") as caught:
+        run(tmp_path, total_timesteps=40)
+    last = capsys.readouterr().err.splitlines()[-1]
+    frames = [entry.frame.f_locals for entry in caught.traceback]
+    (left,) = [each for each in frames if "bar" in each]
+    assert left["bar"].disable and "40/40" in last
+    assert left["writer"].file_writer is None
+    with FileLock(tmp_path / "run" / "lock").acquire(timeout=0):
+        pass
+
+
 # --- Multipliers --------------------------------------------------------------------------
 
 
