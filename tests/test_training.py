@@ -235,6 +235,13 @@ def test_same_seed_same_parameters_other_seed_others(tmp_path):
     assert torch.equal(first["buffer"].rows, second["buffer"].rows)
 
 
+def test_denormal_numbers_are_flushed_to_zero(tmp_path):
+    torch.set_flush_denormal(False)
+    assert torch.tensor([1e-40]).mul(2).item() > 0
+    run(tmp_path)
+    assert torch.tensor([1e-40]).mul(2).item() == 0
+
+
 # --- Evaluation ---------------------------------------------------------------------------
 
 
