@@ -14,7 +14,7 @@ Algorithm 1, reconstructed (θ: parameters of the velocity v, φ: of twin critic
  9              dual Adam steps: log α by Eq. (11), log T by Eq. (6)
 10          φ̄ ← (1−τ)φ̄ + τφ
 11      step the environment with a, store the transition
-README.md: each equation's source, test, caveats. Shapes: B states (S), N candidates (d).
+README.md: sources, tests, caveats. Shapes: B states of S numbers, N candidates of d.
 """
 
 import copy
@@ -85,7 +85,7 @@ class Args:
     temperature: float = 1.0  # T of Eq. (5); its first value if tuned
     autotune_temperature: bool = True  # hold ESS/N at ess_target, Eq. (6)
     ess_target: float = 0.3  # ρ, effective share of the candidates, Eq. (6)
-    alpha: float = 0.1  # α of Eq. (10); its first value if tuned
+    alpha: float = 0.1  # α of Eq. (10); its first value if tuned: then not 0
     autotune: bool = True  # hold the entropy at its target by α, Eq. (11)
     target_entropy_scale: float = -1.5  # H̄ per action dimension, nats, Eq. (11)
     exact_entropy: bool = True  # Eq. (8); otherwise the ODE's, Eq. (9)
@@ -135,12 +135,12 @@ def episode_metrics(info: dict) -> dict[str, float]:
 
 
 def require_finite(name: str, value) -> None:
-    """SystemExit with the name of what is not finite in single precision, in dicts too."""
+    """SystemExit that names what has no finite sum in single precision, in dicts too."""
     if isinstance(value, dict):
         for key, part in value.items():
             require_finite(f"{name} {key}", part)
     elif isinstance(value, float | np.ndarray | torch.Tensor):
-        if not torch.as_tensor(value).float().sum().isfinite():  # without a copy
+        if not torch.as_tensor(value).float().sum().isfinite():  # no mask of that size
             raise SystemExit(f"error: {name} is not finite")
 
 
@@ -237,7 +237,7 @@ def best_of(critic, s, a):
 
 def candidate_weights(q, temperature):
     """A_i = q_i − mean q, w_i = exp(A_i/T) / Σ_m exp(A_m/T), ESS = 1/Σ_i w_i²
-    Eqs. (4)-(6): q (B,N) -> weights (B,N), ess (B,) between 1 and N."""
+    Eqs. (4)-(6): q (B,N) -> weights (B,N), effective sample size ess (B,) in [1,N]."""
     advantage = q - q.mean(-1, keepdim=True)  # the mean cancels in the softmax
     weights = torch.softmax(advantage / temperature, -1)
     return weights, 1 / weights.square().sum(-1)
@@ -381,7 +381,7 @@ class Agent(nn.Module):
         if self.args.autotune_temperature:  # Eq. (6)
             (self.log_temperature * (ess_share - self.args.ess_target)).backward()
         self.policy_optimizer.step()
-        self.log_alpha.data.clamp_(max=14)  # α < 1.3e6
+        self.log_alpha.data.clamp_(max=21)  # α < 1.4e9
         self.log_temperature.data.clamp_(-14, 14)  # T > 8e-7: no 0/0 in Eq. (5)
         losses = {"actor_loss": actor_loss.detach(), "entropy": entropy.detach()}
         losses |= {"flow_matching": flow_matching.detach(), "ess": ess_share}
@@ -429,14 +429,14 @@ def save_checkpoint(run_dir: Path, agent, buffer, progress) -> None:
 
 
 def load_checkpoint(run_dir: Path, agent, buffer) -> SimpleNamespace:
-    """Restore agent and buffer, return progress. SystemExit says why it cannot."""
+    """Restore agent, buffer, random states; return progress. SystemExit: why it cannot."""
     try:
         if zipfile.ZipFile(run_dir / "checkpoint.pt").testzip():
             raise ValueError("a wrong checksum")
         saved = torch.load(run_dir / "checkpoint.pt", map_location="cpu", weights_only=True)
         for flag, value in (dict.fromkeys(vars(agent.args)) | saved["args"]).items():
             if flag not in MAY_CHANGE and getattr(agent.args, flag) != value:
-                raise ValueError(f"it was started with --{flag.replace('_', '-')} {value}")
+                raise ValueError(f"--{flag.replace('_', '-')} was {value} at its start")
         agent.load_state_dict(saved["agent"])
         for name in OPTIMIZERS:
             getattr(agent, name).load_state_dict(saved[name])
@@ -465,7 +465,7 @@ def run_evaluation(agent, envs, progress, run_dir, writer, stop) -> None:
     save_file(run_dir / "eval.csv", header + rows)
     policy = {"args": asdict(agent.args), "dims": agent.dims, "agent": agent.state_dict()}
     save_file(run_dir / "policy.pt", policy)
-    progress.eval_rows = rows  # made, once its files are written
+    progress.eval_rows = rows  # counts once its files are written
     progress.eval_returns[progress.step] = float(means["return"])
     tqdm.write(f"step {progress.step:,}: return {means['return']:.1f}")
 
@@ -527,7 +527,7 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
     last_save = time.time()
     try:
         while True:  # Alg. 1, line 2
-            step = progress.step  # whole steps; below, the one being taken
+            step = progress.step  # steps taken; below, the one being taken
             progress.seconds = time.time() - started
             if args.eval_interval and step not in progress.eval_returns:
                 if step % args.eval_interval == 0 or step == total:

@@ -44,7 +44,7 @@ MAY_CHANGE = {"total_timesteps", "run_dir", "resume", "checkpoint_minutes", "num
 class Args:
     """Train FMER on FrankaKitchen-v1."""
 
-    tasks: list[Literal[*TASKS]] = field(default_factory=list)  # or num_tasks: the first
+    tasks: list[Literal[*TASKS]] = field(default_factory=list)  # or by --num-tasks
     num_tasks: Literal[1, 4, 7] | None = None  # microwave, D4RL's mixed set, all (default)
     seed: int = 1  # of networks, noise, replay and environments
     total_timesteps: int = 1_000_000  # environment steps
@@ -70,7 +70,7 @@ class Args:
     layer_norm: bool = True  # in the critics, against overestimation
     # Policy and its entropy
     policy_lr: float = 1e-3  # learning rate of the velocity field
-    policy_frequency: int = 2  # critic updates per policy update; CleanRL then makes 2
+    policy_frequency: int = 2  # critic updates per policy update; in CleanRL in effect 1
     actor_batch_size: int = 64  # the first states of a batch: N candidates for each
     flow_steps: int = 5  # K, Euler steps from noise to action, Eq. (2)
     num_candidates: int = 16  # N, candidates to be weighted, Eq. (4)
@@ -79,7 +79,7 @@ class Args:
     temperature: float = 0.01  # T of Eq. (5); its first value if tuned
     autotune_temperature: bool = True  # hold ESS/N at ess_target, Eq. (6)
     ess_target: float = 0.6  # ρ, effective share of the candidates, Eq. (6)
-    alpha: float = 0.1  # α of Eq. (10); its first value if tuned
+    alpha: float = 0.1  # α of Eq. (10); its first value if tuned: then not 0
     autotune: bool = True  # hold the entropy at its target by α, Eq. (11)
     target_entropy_scale: float = 0.0  # H̄ per action dimension, nats, Eq. (11)
     exact_entropy: bool = True  # Eq. (8); otherwise the ODE's, Eq. (9)
@@ -132,12 +132,12 @@ def episode_metrics(info: dict) -> dict[str, float]:
 
 
 def require_finite(name: str, value) -> None:
-    """SystemExit with the name of what is not finite in single precision, in dicts too."""
+    """SystemExit that names what has no finite sum in single precision, in dicts too."""
     if isinstance(value, dict):
         for key, part in value.items():
             require_finite(f"{name} {key}", part)
     elif isinstance(value, float | np.ndarray | torch.Tensor):
-        if not torch.as_tensor(value).float().sum().isfinite():  # without a copy
+        if not torch.as_tensor(value).float().sum().isfinite():  # no mask of that size
             raise SystemExit(f"error: {name} is not finite")
 
 
@@ -234,7 +234,7 @@ def best_of(critic, s, a):
 
 def candidate_weights(q, temperature):
     """A_i = q_i − mean q, w_i = exp(A_i/T) / Σ_m exp(A_m/T), ESS = 1/Σ_i w_i²
-    Eqs. (4)-(6): q (B,N) -> weights (B,N), ess (B,) between 1 and N."""
+    Eqs. (4)-(6): q (B,N) -> weights (B,N), effective sample size ess (B,) in [1,N]."""
     advantage = q - q.mean(-1, keepdim=True)  # the mean cancels in the softmax
     weights = torch.softmax(advantage / temperature, -1)
     return weights, 1 / weights.square().sum(-1)
@@ -378,7 +378,7 @@ class Agent(nn.Module):
         if self.args.autotune_temperature:  # Eq. (6)
             (self.log_temperature * (ess_share - self.args.ess_target)).backward()
         self.policy_optimizer.step()
-        self.log_alpha.data.clamp_(max=14)  # α < 1.3e6
+        self.log_alpha.data.clamp_(max=21)  # α < 1.4e9
         self.log_temperature.data.clamp_(-14, 14)  # T > 8e-7: no 0/0 in Eq. (5)
         losses = {"actor_loss": actor_loss.detach(), "entropy": entropy.detach()}
         losses |= {"flow_matching": flow_matching.detach(), "ess": ess_share}
@@ -426,14 +426,14 @@ def save_checkpoint(run_dir: Path, agent, buffer, progress) -> None:
 
 
 def load_checkpoint(run_dir: Path, agent, buffer) -> SimpleNamespace:
-    """Restore agent and buffer, return progress. SystemExit says why it cannot."""
+    """Restore agent, buffer, random states; return progress. SystemExit: why it cannot."""
     try:
         if zipfile.ZipFile(run_dir / "checkpoint.pt").testzip():
             raise ValueError("a wrong checksum")
         saved = torch.load(run_dir / "checkpoint.pt", map_location="cpu", weights_only=True)
         for flag, value in (dict.fromkeys(vars(agent.args)) | saved["args"]).items():
             if flag not in MAY_CHANGE and getattr(agent.args, flag) != value:
-                raise ValueError(f"it was started with --{flag.replace('_', '-')} {value}")
+                raise ValueError(f"--{flag.replace('_', '-')} was {value} at its start")
         agent.load_state_dict(saved["agent"])
         for name in OPTIMIZERS:
             getattr(agent, name).load_state_dict(saved[name])
@@ -462,7 +462,7 @@ def run_evaluation(agent, envs, progress, run_dir, writer, stop) -> None:
     save_file(run_dir / "eval.csv", header + rows)
     policy = {"args": asdict(agent.args), "dims": agent.dims, "agent": agent.state_dict()}
     save_file(run_dir / "policy.pt", policy)
-    progress.eval_rows = rows  # made, once its files are written
+    progress.eval_rows = rows  # counts once its files are written
     progress.eval_returns[progress.step] = float(means["return"])
     tqdm.write(f"step {progress.step:,}: return {means['return']:.1f}")
 
@@ -524,7 +524,7 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
     last_save = time.time()
     try:
         while True:  # Alg. 1, line 2
-            step = progress.step  # whole steps; below, the one being taken
+            step = progress.step  # steps taken; below, the one being taken
             progress.seconds = time.time() - started
             if args.eval_interval and step not in progress.eval_returns:
                 if step % args.eval_interval == 0 or step == total:

@@ -158,7 +158,7 @@ def test_runs_are_made_skipped_and_resumed(tmp_path, monkeypatch):
     other = bench("mujoco", **settings | dict(FLAGS=f"{TINY} --gamma 0.9"))
     assert other.returncode == 1 and other.stdout == "Hopper-v4/fmer/seed_1\n"
     log = (out / "Hopper-v4/fmer/seed_1.log").read_text()
-    assert "it was started with --gamma 0.99" in log.splitlines()[-1]
+    assert "--gamma was 0.99 at its start" in log.splitlines()[-1]
     (first / "checkpoint.pt").unlink()
     longer = bench("mujoco", **settings | dict(STEPS=90))
     assert longer.returncode == 1 and "its checkpoint is gone" in longer.stdout

@@ -392,7 +392,7 @@ def test_a_multiplier_stops_at_its_bound(fmer):
     agent = fmer.Agent(5, 2, args)
     with torch.no_grad():
         agent.log_temperature.fill_(-14.0)
-        agent.log_alpha.fill_(14.0)
+        agent.log_alpha.fill_(21.0)
     before = agent.velocity.net.out.bias.clone()
     for q in (agent.critic.q1, agent.critic.q2):
         torch.nn.init.zeros_(q.out.weight)  # Q is flat: T can only fall
@@ -401,7 +401,7 @@ def test_a_multiplier_stops_at_its_bound(fmer):
         losses["ess"].item() == pytest.approx(1)
         and losses["entropy"] < agent.target_entropy
     )
-    assert agent.log_temperature.item() == -14 and agent.log_alpha.item() == 14
+    assert agent.log_temperature.item() == -14 and agent.log_alpha.item() == 21
     assert agent.velocity.net.out.bias.isfinite().all()
     assert not torch.equal(agent.velocity.net.out.bias, before)
 

@@ -269,7 +269,7 @@ def test_a_run_keeps_its_device(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "run" / "args.json").read_text())["cuda"] is False
     checkpoint["args"]["cuda"] = True
     torch.save(checkpoint, tmp_path / "run" / "checkpoint.pt")
-    with pytest.raises(SystemExit, match="^error: .*--cuda True"):
+    with pytest.raises(SystemExit, match="^error: .*--cuda was True"):
         run(fmer_continuous, tmp_path / "run", resume=True, cuda=True)
 
 
@@ -285,7 +285,7 @@ def test_a_checkpoint_that_lacks_a_flag_or_has_another_is_refused(tmp_path):
     run(fmer_continuous, tmp_path / "run", total_timesteps=5)
     checkpoint = saved(tmp_path / "run")
     tau = checkpoint["args"].pop("tau")
-    for changes, complaint in (({}, "--tau None"), ({"tau": tau, "rho": 1}, "rho")):
+    for changes, complaint in (({}, "--tau was None"), ({"tau": tau, "rho": 1}, "rho")):
         checkpoint["args"] |= changes
         torch.save(checkpoint, tmp_path / "run" / "checkpoint.pt")
         with pytest.raises(SystemExit, match=f"^error: cannot resume .*{complaint}"):
