@@ -480,7 +480,7 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
     args.cuda = args.cuda and torch.cuda.is_available()  # a resumed run keeps its device
     device = "cuda" if args.cuda else "cpu"
     torch.set_num_threads(args.num_threads)
-    torch.set_flush_denormal(True)  # else SiLU's tiniest outputs halve Humanoid's speed
+    torch.set_flush_denormal(True)  # else tiny gradients halve Humanoid's speed on a CPU
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.manual_seed(args.seed)
     task = chosen_tasks(args)
