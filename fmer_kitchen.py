@@ -55,11 +55,11 @@ class Args:
     eval_interval: int = 10_000  # steps between evaluations; 0: none
     eval_episodes: int = 10  # in each evaluation, on fixed seeds
     log_interval: int = 1_000  # steps between the points of a curve
-    checkpoint_minutes: float = 5.0  # between checkpoints: what a crash can cost
+    checkpoint_minutes: float = 5.0  # minutes between checkpoints: a crash loses no more
     num_threads: int = 1  # CPU threads; more of them rarely help, and can stall
     # Replay and critics
     learning_starts: int = 20_000  # steps of random actions before learning
-    warmup_repeat: int = 1  # steps that each of these actions is repeated for
+    warmup_repeat: int = 1  # steps that each random action is held for
     buffer_size: int = 1_000_000  # transitions kept for replay
     batch_size: int = 256  # B, transitions in a critic update
     normalize_observations: bool = True  # by their mean and deviation so far
@@ -70,17 +70,17 @@ class Args:
     layer_norm: bool = True  # in the critics, against overestimation
     # Policy and its entropy
     policy_lr: float = 1e-3  # learning rate of the velocity field
-    policy_frequency: int = 2  # critic updates per policy update; in CleanRL in effect 1
-    actor_batch_size: int = 64  # the first states of a batch: N candidates for each
+    policy_frequency: int = 2  # critic updates per policy update (CleanRL: in effect 1)
+    actor_batch_size: int = 64  # states in a policy update, the first of the batch
     flow_steps: int = 5  # K, Euler steps from noise to action, Eq. (2)
     num_candidates: int = 16  # N, candidates to be weighted, Eq. (4)
     num_act_candidates: int = 16  # M in evaluation: the best acts, Eq. (14)
-    num_explore_candidates: int = 1  # M in training: a sample of π explores
+    num_explore_candidates: int = 1  # M in training; 1: a plain sample of π acts
     temperature: float = 0.01  # T of Eq. (5); its first value if tuned
-    autotune_temperature: bool = True  # hold ESS/N at ess_target, Eq. (6)
+    autotune_temperature: bool = True  # tune T: hold ESS/N at ess_target, Eq. (6)
     ess_target: float = 0.6  # ρ, effective share of the candidates, Eq. (6)
-    alpha: float = 0.1  # α of Eq. (10); its first value if tuned: then not 0
-    autotune: bool = True  # hold the entropy at its target by α, Eq. (11)
+    alpha: float = 0.1  # α of Eq. (10); if tuned its first value, which must not be 0
+    autotune: bool = True  # tune α: hold the entropy at its target, Eq. (11)
     target_entropy_scale: float = 0.0  # H̄ per action dimension, nats, Eq. (11)
     exact_entropy: bool = True  # Eq. (8); otherwise the ODE's, Eq. (9)
 
@@ -132,12 +132,12 @@ def episode_metrics(info: dict) -> dict[str, float]:
 
 
 def require_finite(name: str, value) -> None:
-    """SystemExit that names what has no finite sum in single precision, in dicts too."""
+    """SystemExit that names a value whose float32 sum is not finite; looks into dicts."""
     if isinstance(value, dict):
         for key, part in value.items():
             require_finite(f"{name} {key}", part)
     elif isinstance(value, float | np.ndarray | torch.Tensor):
-        if not torch.as_tensor(value).float().sum().isfinite():  # no mask of that size
+        if not torch.as_tensor(value).float().sum().isfinite():  # sum: no mask of that size
             raise SystemExit(f"error: {name} is not finite")
 
 
@@ -167,7 +167,7 @@ class ReplayBuffer:
 
 
 class MLP(nn.Module):
-    """Two hidden SiLU layers; a matrix for each input: N candidates share their W·s."""
+    """Two hidden SiLU layers. One matrix per input, so that N candidates share one W·s."""
 
     def __init__(self, in_dims, hidden_dim, out_dim, layer_norm=False):
         super().__init__()
@@ -190,7 +190,7 @@ class VelocityField(nn.Module):
 
     def __init__(self, obs_dim, action_dim, hidden_dim):
         super().__init__()
-        self.net = MLP([obs_dim, 8, action_dim], hidden_dim, action_dim)  # 8: of t
+        self.net = MLP([obs_dim, 8, action_dim], hidden_dim, action_dim)  # 8 features of t
         nn.init.zeros_(self.net.out.weight)  # v = 0: π starts as tanh N(0,I)
         nn.init.zeros_(self.net.out.bias)
         self.register_buffer("omega", math.pi * 2.0 ** torch.arange(4), persistent=False)
@@ -251,7 +251,7 @@ def flow_matching_loss(velocity, s, x0, x1, t, weights):
 def sampler_entropy(velocity, s, path, k):
     """H = d·H_0 + Σ_k E[log|det(I + h·∂v/∂x)| + Σ_dims (log sech² x' − log sech² x)]
     Eq. (8): entropy (nats) of tanh x_1 if each Euler step x -> x' = x + h·v is one-to-one.
-    s (B,S), path (K+1,B,d), k (B,) -> scalar: one uniform step k for each state, times K.
+    s (B,S), path (K+1,B,d), k (B,) -> scalar: for Σ_k, K times the term of a random k.
     A semi-gradient: x_k is held fixed, so no step sees its effect on the later ones."""
     h = 1 / (len(path) - 1)
     batch_size, d = path.shape[1:]
@@ -265,18 +265,18 @@ def sampler_entropy(velocity, s, path, k):
     log_det = torch.linalg.slogdet(step_jacobian).logabsdet  # (B,)
     before = F.logsigmoid(2 * x) + F.logsigmoid(-2 * x)  # log ¼ sech² x, the ¼ cancels
     after = F.logsigmoid(2 * next_x) + F.logsigmoid(-2 * next_x)
-    return d * BASE_ENTROPY + (log_det + (after - before).sum(-1)).mean() / h  # · K
+    return d * BASE_ENTROPY + (log_det + (after - before).sum(-1)).mean() / h  # 1/h = K
 
 
 def ode_entropy(velocity, s, path, k, probe):
     """H = d·H_0 + ∫ E[∇·v − 2 tanh(x)·v] dt, ∇·v ≈ εᵀ(∂v/∂x)ε.  Eq. (9)
-    (8) for h → 0. Arguments as there, and probe (B,d): ε = ±1 (Hutchinson) -> scalar."""
+    The limit of (8) for h → 0. Arguments as there, and Hutchinson's probe ε = ±1 (B,d)."""
     h = 1 / (len(path) - 1)
     batch_size, d = path.shape[1:]
     x = path[k, torch.arange(batch_size, device=s.device)].detach().requires_grad_()
     v = velocity(s, x, h * k.unsqueeze(1))  # (B,d)
     (vjp,) = torch.autograd.grad(v, x, probe, create_graph=True)  # εᵀ(∂v/∂x), (B,d)
-    return d * BASE_ENTROPY + (vjp * probe - 2 * x.tanh() * v).sum(-1).mean()  # · K·h
+    return d * BASE_ENTROPY + (vjp * probe - 2 * x.tanh() * v).sum(-1).mean()  # K·h = 1
 
 
 class Agent(nn.Module):
@@ -315,14 +315,14 @@ class Agent(nn.Module):
         self.variance += (error * (s - self.mean) - self.variance) / self.count
 
     def normalize(self, s):
-        """If asked to, (s − mean) / (σ + 0.01) in ±10; 0.01 for what hardly moves. (B,S)"""
+        """(s − mean)/(σ + 0.01) in ±10, if asked to; 0.01 for components at rest. (B,S)"""
         if not self.args.normalize_observations:
             return s
         return ((s - self.mean) / (self.variance.sqrt() + 0.01)).clamp(-10, 10).float()
 
     def act(self, obs: np.ndarray, num_samples: int, generator=None):
         """Eq. (14), M = num_samples: obs (B,S) -> the best action (B,d), its Q (B,)."""
-        s = self.normalize(torch.as_tensor(obs).to(self.log_alpha))  # its type and device
+        s = self.normalize(torch.as_tensor(obs).to(self.log_alpha))  # dtype and device
         a = self.sample(s, num_samples, generator)[-1].tanh()
         action, value = best_of(self.critic, s, a)
         return action.cpu().numpy(), value.cpu().numpy()
@@ -345,7 +345,7 @@ class Agent(nn.Module):
         next_value = self.target_critic(next_s, next_a).amin(0)  # (B,), without gradient
         y = r + self.args.gamma * (1 - terminated) * next_value  # (B,), Eq. (12)
         q = self.critic(s, a)  # (2,B)
-        q_loss = (q - y).square().mean(1).sum()  # Eq. (13); the log has half, per twin
+        q_loss = (q - y).square().mean(1).sum()  # Eq. (13); logged: a twin's mean
         self.q_optimizer.zero_grad()
         q_loss.backward()
         self.q_optimizer.step()
@@ -364,20 +364,20 @@ class Agent(nn.Module):
         x0 = torch.randn_like(x1)  # not the noise that led to x1: independent of it
         t = torch.rand_like(x1[..., :1])  # (B,N,1)
         flow_matching = flow_matching_loss(self.velocity, s, x0, x1, t, weights)  # Eq. (7)
-        k = torch.randint(self.args.flow_steps, (len(s),), device=s.device)  # a step each
-        if self.args.exact_entropy:  # of candidate 0 of each state
+        k = torch.randint(self.args.flow_steps, (len(s),), device=s.device)  # per state
+        if self.args.exact_entropy:  # both on candidate 0 of each state
             entropy = sampler_entropy(self.velocity, s, path[:, :, 0], k)  # Eq. (8)
         else:
             probe = torch.randn_like(x1[:, 0]).sign()
             entropy = ode_entropy(self.velocity, s, path[:, :, 0], k, probe)  # Eq. (9)
         actor_loss = flow_matching - alpha * entropy  # Eq. (10)
-        self.policy_optimizer.zero_grad()  # to None: Adam skips α or T if not tuned
+        self.policy_optimizer.zero_grad()  # grad None: Adam skips an untuned α or T
         actor_loss.backward()
         if self.args.autotune:  # Eq. (11)
             (self.log_alpha * (entropy.detach() - self.target_entropy)).backward()
         if self.args.autotune_temperature:  # Eq. (6)
             (self.log_temperature * (ess_share - self.args.ess_target)).backward()
-        self.policy_optimizer.step()
+        self.policy_optimizer.step()  # θ, log α and log T
         self.log_alpha.data.clamp_(max=21)  # α < 1.4e9
         self.log_temperature.data.clamp_(-14, 14)  # T > 8e-7: no 0/0 in Eq. (5)
         losses = {"actor_loss": actor_loss.detach(), "entropy": entropy.detach()}
@@ -386,7 +386,7 @@ class Agent(nn.Module):
 
 
 def evaluate(agent: Agent, envs: list[gym.Env], stop=None) -> list[dict]:
-    """Metrics of an episode in each env by Eq. (14), own seeds and noise; [] if stopped."""
+    """Metrics of one episode per env, by Eq. (14), seeds and noise fixed; [] if stopped."""
     generator = torch.Generator(agent.log_alpha.device).manual_seed(EVAL_SEED)
     obs = [env.reset(seed=EVAL_SEED + i)[0] for i, env in enumerate(envs)]
     metrics = [{} for _ in envs]  # empty: still running
@@ -401,7 +401,7 @@ def evaluate(agent: Agent, envs: list[gym.Env], stop=None) -> list[dict]:
 
 
 def save_file(path: Path, content: dict | str) -> None:
-    """Write all of it, or raise SystemExit and leave what was there before."""
+    """Write the whole file, or raise SystemExit and leave the old one as it was."""
     require_finite(f"{path} stays as it was:", content)
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -410,7 +410,7 @@ def save_file(path: Path, content: dict | str) -> None:
         else:
             torch.save(content, temporary)
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # the second: a full disk
+    except (OSError, RuntimeError) as error:  # the second: torch on a full disk
         raise SystemExit(f"error: cannot write {path}: {error}") from None
 
 
@@ -426,7 +426,7 @@ def save_checkpoint(run_dir: Path, agent, buffer, progress) -> None:
 
 
 def load_checkpoint(run_dir: Path, agent, buffer) -> SimpleNamespace:
-    """Restore agent, buffer, random states; return progress. SystemExit: why it cannot."""
+    """Restore agent, buffer, random states; return progress. SystemExit if it cannot."""
     try:
         if zipfile.ZipFile(run_dir / "checkpoint.pt").testzip():
             raise ValueError("a wrong checksum")
@@ -447,6 +447,13 @@ def load_checkpoint(run_dir: Path, agent, buffer) -> SimpleNamespace:
     return progress
 
 
+def log(writer: SummaryWriter, prefix: str, values: dict, step: int) -> None:
+    """Write to TensorBoard. SystemExit that names a value which is not finite."""
+    for name, value in values.items():
+        writer.add_scalar(prefix + name, value, step)
+    require_finite(f"step {step}: {prefix}", values)
+
+
 def run_evaluation(agent, envs, progress, run_dir, writer, stop) -> None:
     """Evaluate; record it in eval.csv, TensorBoard, policy.pt and the terminal."""
     episodes = evaluate(agent, envs, stop)
@@ -462,16 +469,9 @@ def run_evaluation(agent, envs, progress, run_dir, writer, stop) -> None:
     save_file(run_dir / "eval.csv", header + rows)
     policy = {"args": asdict(agent.args), "dims": agent.dims, "agent": agent.state_dict()}
     save_file(run_dir / "policy.pt", policy)
-    progress.eval_rows = rows  # counts once its files are written
+    progress.eval_rows = rows  # done once both files are written
     progress.eval_returns[progress.step] = float(means["return"])
     tqdm.write(f"step {progress.step:,}: return {means['return']:.1f}")
-
-
-def log(writer: SummaryWriter, prefix: str, values: dict, step: int) -> None:
-    """To TensorBoard. SystemExit with the name of a value that is not finite."""
-    for name, value in values.items():
-        writer.add_scalar(prefix + name, value, step)
-    require_finite(f"step {step}: {prefix}", values)
 
 
 def main(args: Args, stop: threading.Event | None = None) -> dict:
@@ -491,9 +491,9 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
         raise SystemExit(f"error: {run_dir} must exist with --resume, and not without")
     try:
         env = make_env(task)
-    except (gym.error.Error, ModuleNotFoundError) as error:
+    except (gym.error.Error, ModuleNotFoundError) as error:  # name: the missing module
         if not label.startswith(getattr(error.__cause__, "name", None) or ""):
-            raise  # the user's module imports what is not there
+            raise  # the user's module is there, what it imports is not
         raise SystemExit(f"error: cannot make {task!r}: {error}") from None
     eval_envs = [make_env(task) for _ in range(args.eval_episodes)]
     (obs_dim,), (action_dim,) = env.observation_space.shape, env.action_space.shape
@@ -504,13 +504,13 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
     buffer = ReplayBuffer(min(args.buffer_size, total), obs_dim, action_dim, device)
     agent = Agent(obs_dim, action_dim, args).to(device)  # Alg. 1, line 1
     progress = SimpleNamespace(step=0, seconds=0, losses={}, eval_rows="", eval_returns={})
-    progress.episode_seed, progress.episode = args.seed, []  # its steps: action, Q, reward
+    progress.episode_seed, progress.episode = args.seed, []  # (action, Q, reward) of a step
     if args.resume:
         progress = load_checkpoint(run_dir, agent, buffer)
     obs, _ = env.reset(seed=progress.episode_seed)
     for action in [np.array(a, np.float32) for a, _, _ in progress.episode]:
-        obs, *_ = env.step(action)  # resumed in mid-episode: replay it; warm-up may go on
-    try:  # a lock that ends with its process; it makes the directory
+        obs, *_ = env.step(action)  # replay a resumed episode; warm-up may hold on
+    try:  # the lock ends with its process; acquiring it makes the directory
         lock = FileLock(run_dir / "lock").acquire(timeout=0)
     except OSError as error:
         raise SystemExit(f"error: cannot use {run_dir}, perhaps in use: {error}") from None
@@ -524,7 +524,7 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
     last_save = time.time()
     try:
         while True:  # Alg. 1, line 2
-            step = progress.step  # steps taken; below, the one being taken
+            step = progress.step  # steps taken so far
             progress.seconds = time.time() - started
             if args.eval_interval and step not in progress.eval_returns:
                 if step % args.eval_interval == 0 or step == total:
@@ -535,11 +535,11 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
                 writer.flush()  # a resumed run does not log these again
                 save_checkpoint(run_dir, agent, buffer, progress)
                 last_save = time.time()
-            step += 1
+            step += 1  # from here on the step being taken
             if step <= args.learning_starts:  # Alg. 1, line 3
                 if len(progress.episode) % args.warmup_repeat == 0:
                     action = (2 * torch.rand(action_dim, device=device) - 1).cpu().numpy()
-                value = 0.0  # stands for Q in q_bias, which says nothing yet
+                value = 0.0  # instead of Q: q_bias says nothing in warm-up
             else:
                 (action,), (value,) = agent.act(obs[None], args.num_explore_candidates)
                 with_actor = step % args.policy_frequency == 0  # Alg. 1, lines 4, 6
@@ -551,21 +551,21 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
             progress.step = step
             progress.episode.append((action.tolist(), float(value), float(reward)))
             if terminated or truncated:
-                q_errors, following = [], 0  # nothing follows, after a time limit too
+                q_errors, return_to_go = [], 0  # 0 after the end, a time limit too
                 for _, q, r in reversed(progress.episode):
-                    following = r + args.gamma * following  # G_t = r_t + γ·G_{t+1}
-                    q_errors.append(q - following)
+                    return_to_go = r + args.gamma * return_to_go  # G_t = r_t + γ·G_{t+1}
+                    q_errors.append(q - return_to_go)
                 progress.episode = []
                 progress.episode_seed = (progress.episode_seed + 1_000_003) % EVAL_SEED
                 log(writer, "charts/episodic_", episode_metrics(info), step)
                 log(writer, "charts/", {"q_bias": np.mean(q_errors)}, step)
                 bar.set_postfix({"return": info["episode"]["r"]}, refresh=False)
-                obs, _ = env.reset(seed=progress.episode_seed)  # to replay if resumed
+                obs, _ = env.reset(seed=progress.episode_seed)  # seeded: resume replays it
             if step % args.log_interval == 0:
                 log(writer, "charts/", {"SPS": step / (time.time() - started)}, step)
                 log(writer, "losses/", progress.losses, step)
             bar.update()
-    finally:  # also after an error: all whole steps, the agent perhaps an update ahead
+    finally:  # after an error too: whole steps, the agent perhaps one update ahead
         with bar, lock, writer, env:  # closed whatever fails, the bar last
             save_checkpoint(run_dir, agent, buffer, progress)
             for eval_env in eval_envs:
@@ -577,11 +577,11 @@ if __name__ == "__main__":
     stop = threading.Event()
 
     def on_signal(number, frame):
-        stop.set()  # a second one ends the run at once; not hangups (1), which come twice
+        stop.set()  # a second signal kills; not SIGHUP (1), which may come twice
         signal.signal(number, signal.SIG_DFL if number > 1 else signal.SIG_IGN)
 
     for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGINT)):
-        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup does
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, on_signal)
     sys.path.append(os.getcwd())  # where module:id looks for a module of the user's
     args = tyro.cli(Args)
@@ -590,7 +590,7 @@ if __name__ == "__main__":
             saved = Args(**json.loads(Path(args.run_dir, "args.json").read_text()))
         except (OSError, ValueError, TypeError) as error:
             raise SystemExit(f"error: cannot resume {args.run_dir!r}: {error}") from None
-        args = tyro.cli(Args, default=saved)  # flags given now go before the saved ones
+        args = tyro.cli(Args, default=saved)  # flags given now override the saved ones
     result = main(args, stop)
     if stop.is_set():
         raise SystemExit(f"stopped; to continue: --run-dir {result['run_dir']} --resume")
