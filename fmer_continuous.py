@@ -61,7 +61,7 @@ class Args:
     eval_interval: int = 10_000  # steps between evaluations; 0: none
     eval_episodes: int = 10  # in each evaluation, on fixed seeds
     log_interval: int = 1_000  # steps between the points of a curve
-    checkpoint_minutes: float = 5.0  # minutes between checkpoints: a crash loses no more
+    checkpoint_minutes: float = 5.0  # minutes between checkpoints: what a crash can cost
     num_threads: int = 1  # CPU threads; more of them rarely help, and can stall
     # Replay and critics
     learning_starts: int = 5_000  # steps of random actions before learning
@@ -512,7 +512,7 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
         progress = load_checkpoint(run_dir, agent, buffer)
     obs, _ = env.reset(seed=progress.episode_seed)
     for action in [np.array(a, np.float32) for a, _, _ in progress.episode]:
-        obs, *_ = env.step(action)  # replay a resumed episode; warm-up may hold on
+        obs, *_ = env.step(action)  # replay a resumed episode; its last action may be held
     try:  # the lock ends with its process; acquiring it makes the directory
         lock = FileLock(run_dir / "lock").acquire(timeout=0)
     except OSError as error:
