@@ -27,6 +27,7 @@ from matplotlib.figure import Figure
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import fmer_continuous as fmer
+from figures.cuda_graphs import GraphAgent
 
 ROWS = {
     "N = 4": dict(num_candidates=4),
@@ -38,6 +39,7 @@ ROWS = {
     "hidden 256, batch 256": dict(hidden_dim=256, batch_size=256),
     "hidden 256, batch 256, K = 10": dict(hidden_dim=256, batch_size=256, flow_steps=10),
 }
+GRAPH_ROWS = ["N = 16, the defaults", "hidden 256, batch 256, K = 10"]  # on a GPU
 POINTS = {
     "candidates N": {n: dict(num_candidates=n) for n in (4, 8, 16, 32, 64)},
     "Euler steps K": {k: dict(flow_steps=k) for k in (1, 2, 5, 10, 20)},
@@ -91,9 +93,12 @@ def seconds(function: Callable, args: Args, device: str) -> float:
 class Loop:
     """The parts of fmer_continuous.py's training loop, each to be clocked on its own."""
 
+    agent_class = fmer.Agent
+
     def __init__(self, device: str, obs_dim: int = 17, action_dim: int = 6, **changes):
         self.steps = 0
-        self.agent = fmer.Agent(obs_dim, action_dim, fmer.Args(**changes)).to(device)
+        args = fmer.Args(**changes)
+        self.agent = self.agent_class(obs_dim, action_dim, args).to(device)
         self.buffer = fmer.ReplayBuffer(10_000, obs_dim, action_dim, device)
         rng = np.random.default_rng(1)
         for _ in range(1_000):
@@ -125,10 +130,16 @@ class Loop:
         self.simulate()
 
 
-def row(name: str, changes: dict, env, args: Args, device: str) -> str:
+class GraphLoop(Loop):
+    """The same with what figures/cuda_graphs.py records and replays."""
+
+    agent_class = GraphAgent
+
+
+def row(name: str, changes: dict, env, args: Args, device: str, loop_class=Loop) -> str:
     """A line of the table: the whole loop's speed, and that of its parts, clocked alone."""
     dims = env.observation_space.shape[0], env.action_space.shape[0]
-    loop = Loop(device, *dims, **changes)
+    loop = loop_class(device, *dims, **changes)
     loop.start(env)
     whole = seconds(loop.step, args, device)
     parts = [seconds(part, args, device) for part in (loop.act, loop.learn, loop.simulate)]
@@ -207,6 +218,10 @@ def main(args: Args) -> None:
     print("|---|--:|--:|--:|")
     for name, changes in ROWS.items():
         print(row(name, changes, env, args, device), flush=True)
+    if device == "cuda":
+        for name in GRAPH_ROWS:
+            title = f"{name}, CUDA graphs"
+            print(row(title, ROWS[name], env, args, device, GraphLoop), flush=True)
     if args.out:
         with matplotlib.style.context(Path(__file__).with_name("style.mplstyle")):
             draw(args, device).savefig(args.out)

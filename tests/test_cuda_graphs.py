@@ -1,10 +1,14 @@
 """figures/cuda_graphs.py with recordings that are played on the CPU, where no ordinary
-steps come before them. CUDA itself is not tested."""
+steps come before them, and with CUDA's where there is a GPU."""
 
+import numpy as np
 import pytest
+import torch
+from test_agent import D, S, new_agent, random_batch
 from test_resume import equal, evaluations, run, saved, scalars
 
 import fmer_continuous
+from envs import needs_gpu
 from figures import cuda_graphs
 
 
@@ -74,3 +78,63 @@ def test_without_a_gpu_it_says_so(tmp_path):
     with pytest.raises(SystemExit, match="^error: CUDA graphs need a GPU$"):
         cuda_graphs.main(fmer_continuous.Args(cuda=False, run_dir=str(tmp_path / "run")))
     assert not (tmp_path / "run").exists()
+
+
+def repeat_draws(monkeypatch):
+    """The same noise at every call: a replay cannot be given that of another run."""
+    first = {}
+    for name in ("randn", "randint", "randn_like", "rand_like"):
+        function = getattr(torch, name)
+
+        def draw(*args, function=function, **options):
+            sizes = [x.shape if isinstance(x, torch.Tensor) else x for x in args]
+            key = f"{function.__name__} {sizes}"
+            if key not in first:
+                first[key] = function(*args, **options)
+            return first[key].clone()
+
+        monkeypatch.setattr(torch, name, draw)
+
+
+@needs_gpu
+def test_replays_compute_what_the_ordinary_steps_compute(monkeypatch):
+    plain = new_agent(fmer_continuous).cuda()
+    played = cuda_graphs.GraphAgent(S, D, plain.args).cuda()
+    played.load_state_dict(plain.state_dict())
+    repeat_draws(monkeypatch)
+    first, second = ([x.cuda() for x in random_batch()] for _ in range(2))
+    for batch, with_actor, ordinary in (
+        (first, True, 4),  # three before the recording, and a replay
+        (second, True, 1),
+        (first, False, 4),
+        (second, False, 1),
+    ):
+        losses = played.update(batch, with_actor)
+        for _ in range(ordinary):
+            expected = plain.update(batch, with_actor)
+        torch.testing.assert_close(losses, expected, rtol=1e-3, atol=1e-4)
+    trained = dict(plain.named_parameters())
+    torch.testing.assert_close(dict(played.named_parameters()), trained, rtol=0, atol=1e-4)
+    for obs in np.random.default_rng(1).normal(size=(3, 1, S)):
+        torch.testing.assert_close(played.act(obs, 5), plain.act(obs, 5), rtol=0, atol=1e-3)
+
+
+@needs_gpu
+def test_cudas_graphs_train_and_resume(tmp_path, graphs, monkeypatch):
+    run(fmer_continuous, tmp_path / "run", total_timesteps=47, cuda=True)
+    before = saved(tmp_path / "run")["agent"]
+    monkeypatch.undo()  # CUDA's recordings
+    monkeypatch.setattr(fmer_continuous, "Agent", cuda_graphs.GraphAgent)
+    run(fmer_continuous, tmp_path / "run", total_timesteps=97, resume=True, cuda=True)
+    after = saved(tmp_path / "run")
+    assert after["progress"]["step"] == 97 and Recording.replays == 0
+    for name in ("velocity.net.out.weight", "log_alpha", "log_temperature"):
+        assert after["agent"][name].isfinite().all()
+        assert not torch.equal(after["agent"][name], before[name])
+
+
+@needs_gpu
+def test_each_replay_draws_anew():
+    agent = cuda_graphs.GraphAgent(S, D, new_agent(fmer_continuous).args).cuda()
+    actions = {agent.act(np.zeros((1, S)), 1)[0].sum() for _ in range(5)}
+    assert len(actions) == 5
