@@ -1,6 +1,7 @@
-"""fmer_continuous.py on a GPU by CUDA graphs: the same losses, faster.
+"""Either script on a GPU by CUDA graphs: the same losses, faster.
 
     python figures/cuda_graphs.py --env-id HalfCheetah-v4
+    python figures/cuda_graphs.py kitchen --tasks kettle
 
 A learner's step is hundreds of small kernels, each launched by Python, and the GPU waits
 for that. Here they are recorded once and replayed by one launch; evaluations run as before.
@@ -18,7 +19,8 @@ import torch
 import tyro
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import fmer_continuous as fmer
+import fmer_continuous
+import fmer_kitchen
 
 
 def record(function: Callable):
@@ -35,8 +37,8 @@ def record(function: Callable):
     return graph, results
 
 
-class GraphAgent(fmer.Agent):
-    """An agent whose exploring actions and updates are replays, from fixed addresses."""
+class Replayed:
+    """Of an agent: exploring actions and updates are replays, from fixed addresses."""
 
     def __init__(self, *args):
         super().__init__(*args)
@@ -47,7 +49,7 @@ class GraphAgent(fmer.Agent):
     def update(self, batch, with_actor):
         if not self.batch:
             self.batch = [x.clone() for x in batch]
-            for name in fmer.OPTIMIZERS:  # here, since load_state_dict would undo it
+            for name in fmer_continuous.OPTIMIZERS:  # load_state_dict would undo it
                 for group in getattr(self, name).param_groups:
                     group["capturable"] = True
         for fixed, new in zip(self.batch, batch, strict=True):
@@ -68,7 +70,8 @@ class GraphAgent(fmer.Agent):
 
             def best():
                 s = self.normalize(fixed)
-                return fmer.best_of(self.critic, s, self.sample(s, num_samples)[-1].tanh())
+                a = self.sample(s, num_samples)[-1].tanh()
+                return fmer_continuous.best_of(self.critic, s, a)
 
             self.acting = fixed, *record(best)
         fixed, graph, results = self.acting
@@ -78,13 +81,29 @@ class GraphAgent(fmer.Agent):
         return action.cpu().numpy(), value.cpu().numpy()
 
 
-def main(args: fmer.Args) -> dict:
-    """fmer_continuous.py's main, with the other agent."""
+class GraphAgent(Replayed, fmer_continuous.Agent):
+    """For any task."""
+
+
+class KitchenGraphAgent(Replayed, fmer_kitchen.Agent):
+    """For the kitchen, whose Args differ."""
+
+
+def main(args: fmer_continuous.Args | fmer_kitchen.Args) -> dict:
+    """The script's main, with the other agent."""
     if not (args.cuda and torch.cuda.is_available()):
         raise SystemExit("error: CUDA graphs need a GPU")
-    fmer.Agent = GraphAgent
-    return fmer.main(args)
+    if isinstance(args, fmer_kitchen.Args):
+        fmer_kitchen.Agent = KitchenGraphAgent
+        return fmer_kitchen.main(args)
+    fmer_continuous.Agent = GraphAgent
+    return fmer_continuous.main(args)
 
 
 if __name__ == "__main__":
-    print("done:", main(tyro.cli(fmer.Args))["run_dir"])
+    words = sys.argv[1:]
+    if words[:1] == ["kitchen"]:
+        flags = tyro.cli(fmer_kitchen.Args, args=words[1:])
+    else:
+        flags = tyro.cli(fmer_continuous.Args, args=words)
+    print("done:", main(flags)["run_dir"])

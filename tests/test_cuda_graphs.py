@@ -5,11 +5,18 @@ import numpy as np
 import pytest
 import torch
 from test_agent import D, S, new_agent, random_batch
-from test_resume import equal, evaluations, run, saved, scalars
+from test_resume import RUNS, equal, evaluations, run, saved, scalars
 
 import fmer_continuous
-from envs import needs_gpu
+import fmer_kitchen
+from envs import SMALL, needs_gpu
 from figures import cuda_graphs
+
+AGENTS = {
+    fmer_continuous: cuda_graphs.GraphAgent,
+    fmer_kitchen: cuda_graphs.KitchenGraphAgent,
+}
+pytestmark = pytest.mark.filterwarnings("ignore:.*share an object")  # the kitchen's goals
 
 
 class Recording:
@@ -45,39 +52,48 @@ def record(function):
 
 
 @pytest.fixture
-def graphs(monkeypatch):
+def graphs(monkeypatch, fmer):
     monkeypatch.setattr(Recording, "replays", 0)
     monkeypatch.setattr(cuda_graphs, "record", record)
-    return lambda: monkeypatch.setattr(fmer_continuous, "Agent", cuda_graphs.GraphAgent)
+    return lambda: monkeypatch.setattr(fmer, "Agent", AGENTS[fmer])
 
 
-def test_a_run_by_graphs_is_the_run(tmp_path, graphs):
-    run(fmer_continuous, tmp_path / "whole")
+def test_a_run_by_graphs_is_the_run(tmp_path, graphs, fmer):
+    run(fmer, tmp_path / "whole")
     graphs()
-    run(fmer_continuous, tmp_path / "graphs")
+    run(fmer, tmp_path / "graphs")
     whole, played = saved(tmp_path / "whole"), saved(tmp_path / "graphs")
     steps = whole["args"]["total_timesteps"] - whole["args"]["learning_starts"]
     assert Recording.replays == 2 * steps
     assert equal(played["agent"], whole["agent"])
-    for name in fmer_continuous.OPTIMIZERS:
+    for name in fmer.OPTIMIZERS:
         assert equal(played[name]["state"], whole[name]["state"])
     assert evaluations(tmp_path / "graphs") == evaluations(tmp_path / "whole")
     assert scalars(tmp_path / "graphs") == scalars(tmp_path / "whole")
 
 
-def test_graphs_resume_a_plain_run(tmp_path, graphs):
-    run(fmer_continuous, tmp_path / "run", total_timesteps=47)
+def test_graphs_resume_a_plain_run(tmp_path, graphs, fmer):
+    steps = fmer.Args(**SMALL | RUNS[fmer]).learning_starts + 17
+    run(fmer, tmp_path / "run", total_timesteps=steps)
     graphs()
-    run(fmer_continuous, tmp_path / "run", total_timesteps=53, resume=True)
-    for name in fmer_continuous.OPTIMIZERS:
+    run(fmer, tmp_path / "run", total_timesteps=steps + 5, resume=True)
+    for name in fmer.OPTIMIZERS:
         groups = saved(tmp_path / "run")[name]["param_groups"]
         assert all(group["capturable"] for group in groups)
 
 
-def test_without_a_gpu_it_says_so(tmp_path):
+def test_without_a_gpu_it_says_so(tmp_path, fmer):
     with pytest.raises(SystemExit, match="^error: CUDA graphs need a GPU$"):
-        cuda_graphs.main(fmer_continuous.Args(cuda=False, run_dir=str(tmp_path / "run")))
+        cuda_graphs.main(fmer.Args(cuda=False, run_dir=str(tmp_path / "run")))
     assert not (tmp_path / "run").exists()
+
+
+def test_each_script_gets_its_agent(monkeypatch, fmer):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(fmer, "Agent", fmer.Agent)  # what main changes is undone
+    monkeypatch.setattr(fmer, "main", lambda args: (fmer.Agent, args))
+    args = fmer.Args()
+    assert cuda_graphs.main(args) == (AGENTS[fmer], args)
 
 
 def repeat_draws(monkeypatch):
@@ -97,9 +113,9 @@ def repeat_draws(monkeypatch):
 
 
 @needs_gpu
-def test_replays_compute_what_the_ordinary_steps_compute(monkeypatch):
-    plain = new_agent(fmer_continuous).cuda()
-    played = cuda_graphs.GraphAgent(S, D, plain.args).cuda()
+def test_replays_compute_what_the_ordinary_steps_compute(monkeypatch, fmer):
+    plain = new_agent(fmer).cuda()
+    played = AGENTS[fmer](S, D, plain.args).cuda()
     played.load_state_dict(plain.state_dict())
     repeat_draws(monkeypatch)
     first, second = ([x.cuda() for x in random_batch()] for _ in range(2))
@@ -120,21 +136,21 @@ def test_replays_compute_what_the_ordinary_steps_compute(monkeypatch):
 
 
 @needs_gpu
-def test_cudas_graphs_train_and_resume(tmp_path, graphs, monkeypatch):
-    run(fmer_continuous, tmp_path / "run", total_timesteps=47, cuda=True)
+def test_cudas_graphs_train_and_resume(tmp_path, monkeypatch, fmer):
+    steps = fmer.Args(**SMALL | RUNS[fmer]).learning_starts + 17
+    run(fmer, tmp_path / "run", total_timesteps=steps, cuda=True)
     before = saved(tmp_path / "run")["agent"]
-    monkeypatch.undo()  # CUDA's recordings
-    monkeypatch.setattr(fmer_continuous, "Agent", cuda_graphs.GraphAgent)
-    run(fmer_continuous, tmp_path / "run", total_timesteps=97, resume=True, cuda=True)
+    monkeypatch.setattr(fmer, "Agent", AGENTS[fmer])
+    run(fmer, tmp_path / "run", total_timesteps=steps + 23, resume=True, cuda=True)
     after = saved(tmp_path / "run")
-    assert after["progress"]["step"] == 97 and Recording.replays == 0
+    assert after["progress"]["step"] == steps + 23
     for name in ("velocity.net.out.weight", "log_alpha", "log_temperature"):
         assert after["agent"][name].isfinite().all()
         assert not torch.equal(after["agent"][name], before[name])
 
 
 @needs_gpu
-def test_each_replay_draws_anew():
-    agent = cuda_graphs.GraphAgent(S, D, new_agent(fmer_continuous).args).cuda()
+def test_each_replay_draws_anew(fmer):
+    agent = AGENTS[fmer](S, D, new_agent(fmer).args).cuda()
     actions = {agent.act(np.zeros((1, S)), 1)[0].sum() for _ in range(5)}
     assert len(actions) == 5
