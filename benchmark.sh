@@ -56,6 +56,8 @@ kitchen() {
     for n in 7 4 1; do
         train "FrankaKitchen-v1-$n/fmer" 1000000 fmer_kitchen.py --num-tasks "$n"
     done
+    train FrankaKitchen-v1-1/repeat40_warmup60k 200000 fmer_kitchen.py --num-tasks 1 \
+        --warmup-repeat 40 --learning-starts 60000
 }
 
 ablations() {

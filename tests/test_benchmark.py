@@ -202,9 +202,10 @@ def test_a_run_that_dies_ends_no_other_and_half_a_table_is_none(tmp_path, launch
     settings |= dict(PATH=f"{tmp_path}:{os.environ['PATH']}", LAUNCHER=launcher)
     done = bench("kitchen", "multigoal", "speed", **settings)
     assert done.returncode == 1
-    missing = [f"FrankaKitchen-v1-1/fmer/seed_{seed}" for seed in (1, 2)] + ["multigoal"]
-    listed = [f"  {out}/{name}.log" for name in missing]
-    assert done.stderr.splitlines()[-4:] == ["not finished:", *listed]
+    one_task = [f"FrankaKitchen-v1-1/{method}" for method in ("fmer", "repeat40_warmup60k")]
+    missing = [f"{name}/seed_{seed}" for name in one_task for seed in (1, 2)]
+    listed = [f"  {out}/{name}.log" for name in [*missing, "multigoal"]]
+    assert done.stderr.splitlines()[-6:] == ["not finished:", *listed]
     assert len(list(out.glob("FrankaKitchen-v1-[47]/fmer/seed_[12]/eval.csv"))) == 4
     assert (out / "speed.md").read_text() == "a table\n"
     assert not (out / "multigoal.md").exists()
