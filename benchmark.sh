@@ -164,9 +164,12 @@ done
 [[ ! $OUT =~ [[:space:]] ]] || fail "OUT holds a blank"
 [[ $DEVICE =~ ^(cuda|cpu)$ ]] || fail "DEVICE is cuda or cpu"
 [[ $LAUNCHER =~ ^(local|slurm)$ ]] || fail "LAUNCHER is local or slurm"
-[ $# -gt 0 ] || { sed -n '2,/^set/{s/^# \?//p}' "$0" && suites && exit; }
+[ $# -gt 0 ] || { sed -n '2,/^set/{s/^# \?//p}' "$0"; suites; exit; }
 runs=$(for suite in "$@"; do "$suite"; done | awk '!seen[$1]++')
-if $dry; then cut -d ' ' -f 2- <<< "$runs" | sed "s|^|$PYTHON |" && exit; fi
+if $dry; then
+    cut -d ' ' -f 2- <<< "$runs" | sed "s|^|$PYTHON |"
+    exit
+fi
 
 mkdir -p "$OUT"
 { # appended: a run is of the last commit before its start

@@ -91,6 +91,16 @@ def test_without_arguments_it_lists_the_suites_and_runs_nothing(tmp_path):
         assert int(cost[suite][0]) == len(dry_run(suite, SEEDS="1 2")), suite
 
 
+@pytest.mark.parametrize("words", [[], ["--dry-run", "mujoco"]])
+def test_what_only_prints_runs_nothing_when_its_reader_is_gone(tmp_path, words):
+    environment = os.environ | {"OUT": str(tmp_path / "out"), "PYTHON": "false"}
+    reader, writer = os.pipe()
+    os.close(reader)
+    subprocess.run([ROOT / "benchmark.sh", *words], env=environment, stdout=writer)
+    os.close(writer)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "environment", "complaint"),
     [
