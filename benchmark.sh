@@ -21,7 +21,7 @@ export PYTHON=${PYTHON:-python} LAUNCHER=${LAUNCHER:-local}
 export CUBLAS_WORKSPACE_CONFIG=${CUBLAS_WORKSPACE_CONFIG:-:4096:8} # determinism on a GPU
 cpu=$([ "$DEVICE" = cuda ] || echo --no-cuda)
 
-fail() { echo "error: $1" >&2 && exit 2; }
+fail() { echo "error: $1" >&2; exit 2; }
 
 # A suite prints a line for each of its runs: name script flags.
 train() { # name steps script flags: FLAGS come before these flags, and the last one counts
@@ -132,8 +132,8 @@ run() { # name script flags: the process becomes the run, so that signals reach 
     local name=$1 script=$2
     mkdir -p "$OUT/$(dirname "$name")"
     exec 9> "$OUT/$name.lock" # held until the run ends, whoever started it
-    if ! flock -n 9; then echo "running already: $name" && return; fi
-    if finished "$@"; then echo "finished before: $name" && return; fi
+    if ! flock -n 9; then echo "running already: $name"; return; fi
+    if finished "$@"; then echo "finished before: $name"; return; fi
     echo "$name"
     if [[ $script != fmer_* ]]; then
         "$PYTHON" "$here/$script" "${@:3}" > "$OUT/$name.tmp" 2> "$OUT/$name.log"
@@ -189,4 +189,4 @@ else # what measures speed runs last, and alone; a run that dies does not end th
     grep '^speed ' <<< "$runs" | each 1 || true
 fi
 failed=$(while read -r line; do finished $line || echo "  $OUT/${line%% *}.log"; done <<< "$runs")
-[ -z "$failed" ] || { echo -e "not finished:\n$failed" >&2 && exit 1; }
+[ -z "$failed" ] || { echo -e "not finished:\n$failed" >&2; exit 1; }
