@@ -32,10 +32,10 @@ train() { # name steps script flags: FLAGS come before these flags, and the last
 }
 
 kettle() {
-    local task=FrankaKitchen-v1-kettle
+    local task=FrankaKitchen-v1-kettle g
     change() { train "$task/$1" 60000 fmer_kitchen.py --tasks kettle "${@:2}"; }
     change fmer
-    change gamma0.99 --gamma 0.99
+    for g in 0.95 0.99; do change "gamma$g" --gamma "$g"; done
     change batch128 --batch-size 128
     change no_layer_norm --no-layer-norm
     change raw --no-normalize-observations
