@@ -93,12 +93,11 @@ def seconds(function: Callable, args: Args, device: str) -> float:
 class Loop:
     """The parts of fmer_continuous.py's training loop, each to be clocked on its own."""
 
-    agent_class = fmer.Agent
-
-    def __init__(self, device: str, obs_dim: int = 17, action_dim: int = 6, **changes):
+    def __init__(
+        self, device: str, obs_dim=17, action_dim=6, agent_class=fmer.Agent, **changes
+    ):
         self.steps = 0
-        args = fmer.Args(**changes)
-        self.agent = self.agent_class(obs_dim, action_dim, args).to(device)
+        self.agent = agent_class(obs_dim, action_dim, fmer.Args(**changes)).to(device)
         self.buffer = fmer.ReplayBuffer(10_000, obs_dim, action_dim, device)
         rng = np.random.default_rng(1)
         for _ in range(1_000):
@@ -130,16 +129,12 @@ class Loop:
         self.simulate()
 
 
-class GraphLoop(Loop):
-    """The same with what figures/cuda_graphs.py records and replays."""
-
-    agent_class = GraphAgent
-
-
-def row(name: str, changes: dict, env, args: Args, device: str, loop_class=Loop) -> str:
+def row(
+    name: str, changes: dict, env, args: Args, device: str, agent_class=fmer.Agent
+) -> str:
     """A line of the table: the whole loop's speed, and that of its parts, clocked alone."""
     dims = env.observation_space.shape[0], env.action_space.shape[0]
-    loop = loop_class(device, *dims, **changes)
+    loop = Loop(device, *dims, agent_class, **changes)
     loop.start(env)
     whole = seconds(loop.step, args, device)
     parts = [seconds(part, args, device) for part in (loop.act, loop.learn, loop.simulate)]
@@ -221,7 +216,7 @@ def main(args: Args) -> None:
     if device == "cuda":
         for name in GRAPH_ROWS:
             title = f"{name}, CUDA graphs"
-            print(row(title, ROWS[name], env, args, device, GraphLoop), flush=True)
+            print(row(title, ROWS[name], env, args, device, GraphAgent), flush=True)
     if args.out:
         with matplotlib.style.context(Path(__file__).with_name("style.mplstyle")):
             draw(args, device).savefig(args.out)

@@ -73,7 +73,7 @@ def test_a_run_by_graphs_is_the_run(tmp_path, graphs, fmer):
 
 
 def test_graphs_resume_a_plain_run(tmp_path, graphs, fmer):
-    steps = fmer.Args(**SMALL | RUNS[fmer]).learning_starts + 17
+    steps = (SMALL | RUNS[fmer])["learning_starts"] + 17
     run(fmer, tmp_path / "run", total_timesteps=steps)
     graphs()
     run(fmer, tmp_path / "run", total_timesteps=steps + 5, resume=True)
@@ -137,7 +137,7 @@ def test_replays_compute_what_the_ordinary_steps_compute(monkeypatch, fmer):
 
 @needs_gpu
 def test_cudas_graphs_train_and_resume(tmp_path, monkeypatch, fmer):
-    steps = fmer.Args(**SMALL | RUNS[fmer]).learning_starts + 17
+    steps = (SMALL | RUNS[fmer])["learning_starts"] + 17
     run(fmer, tmp_path / "run", total_timesteps=steps, cuda=True)
     before = saved(tmp_path / "run")["agent"]
     monkeypatch.setattr(fmer, "Agent", AGENTS[fmer])
