@@ -1,4 +1,4 @@
-"""results/: what README.md there says is what its commands print; nothing stored twice."""
+"""results/: what the pages there say is what their commands print; nothing stored twice."""
 
 import glob
 import json
@@ -27,7 +27,8 @@ from figures import (
 )
 
 ROOT = Path(__file__).parent.parent.parent
-README = (ROOT / "results" / "README.md").read_text()
+PAGES = {path.name: path.read_text() for path in (ROOT / "results").glob("*.md")}
+TEXT = "".join(PAGES.values())
 MODULES = {
     "fmer_continuous.py": fmer_continuous,
     "fmer_kitchen.py": fmer_kitchen,
@@ -47,7 +48,7 @@ MODULES = {
 
 
 def commands():
-    found = re.findall(r"^    (.+)$", README, re.M) + re.findall(r"`([^`]+)`", README)
+    found = re.findall(r"^    (.+)$", TEXT, re.M) + re.findall(r"`([^`]+)`", TEXT)
     return [
         line for line in found if line.startswith("python ") or "./benchmark.sh" in line
     ]
@@ -60,7 +61,7 @@ def test_tables_are_the_output_of_their_command(capsys, monkeypatch):
     assert len(lines) == 8
     for line in lines:
         learning_curves.main(tyro.cli(learning_curves.Args, args=shlex.split(line)[2:]))
-        assert capsys.readouterr().out in README, line
+        assert capsys.readouterr().out in TEXT, line
 
 
 @pytest.mark.parametrize("task", ["HalfCheetah-v4", "Hopper-v4", "Walker2d-v4"])
@@ -83,13 +84,13 @@ def test_the_tables_of_the_kitchens_training_are_the_output_of_their_command(
 ):
     monkeypatch.chdir(ROOT)
     lines = [line for line in commands() if "kitchen_progress.py" in line]
-    assert len(lines) == 4
+    assert len(lines) == 6
     for line in lines:
         words = [sorted(glob.glob(word)) or [word] for word in shlex.split(line)[2:]]
         args = tyro.cli(kitchen_progress.Args, args=sum(words, []))
         kitchen_progress.main(args)
         assert len(args.runs) > (1 if args.single_tasks else 5)
-        assert capsys.readouterr().out in README, line
+        assert capsys.readouterr().out in TEXT, line
 
 
 def test_every_command_parses_and_every_table_has_one():
@@ -105,15 +106,22 @@ def test_every_command_parses_and_every_table_has_one():
     listed = subprocess.run([ROOT / "benchmark.sh"], capture_output=True, text=True).stdout
     names = re.findall(r"^(\w+) +\d+ +[\d.-]+  ", listed, re.M)
     assert suites == set(names) and len(names) == 7
-    for section in README.split("\n## ")[1:]:
-        tables = section.count("|--")
-        made = "./benchmark.sh " in section or "python tests/" in section
-        assert not tables or made, section.splitlines()[0]
+    for name, page in PAGES.items():
+        assert "|--" not in page or "./benchmark.sh " in page, name
 
 
-def test_pictures_exist():
-    for picture in re.findall(r"!\[.+?\]\((.+?)\)", README):
-        assert (ROOT / "results" / picture).exists(), picture
+def anchors(page):
+    headings = re.findall(r"^#+ (.+)$", page, re.M)
+    return {re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings}
+
+
+def test_pictures_and_links_lead_somewhere():
+    for name, page in PAGES.items():
+        for target in re.findall(r"\]\(([^)]+)\)", page):
+            file, _, anchor = target.partition("#")
+            path = (ROOT / "results" / (file or name)).resolve()
+            assert path.exists(), (name, target)
+            assert not anchor or anchor in anchors(path.read_text()), (name, target)
 
 
 def test_no_curve_is_stored_twice_and_each_says_how_it_was_made():
@@ -135,4 +143,4 @@ def test_ablations_are_recorded_under_the_names_of_the_suite():
     recorded = {path.name for path in folder.iterdir()}
     assert recorded - suite == {"Mtarget1", "entropy_off_10k", "fmer_again"}
     for name in suite - recorded:
-        assert f"`{name}`" in README, "the README says what has no row yet"
+        assert f"`{name}`" in TEXT, "the pages say what has no row yet"
