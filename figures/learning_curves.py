@@ -31,6 +31,12 @@ PAPER = {  # FMER and SAC, quoted second-hand: best evaluation, 5 seeds, 1M step
     "FrankaKitchen-v1-4": (50, 31),
     "FrankaKitchen-v1-7": (45.71, 17.43),
 }
+CLEANRL = {  # its SAC, v4, by docs/benchmark/sac.md of fe8d8a0: training returns, 3 seeds
+    "HalfCheetah": (9635, 1424),
+    "Hopper": (2310, 343),
+    "Humanoid": (4996, 686),
+    "Walker2d": (3591, 911),
+}
 iqm = partial(trim_mean, proportiontocut=0.25)  # over axis 0, the seeds
 
 
@@ -55,7 +61,7 @@ class Args:
     beyond: float = -1  # methods with a run of more steps than this
     ablations: bool = False  # those in <results>/ablations
     by_seed: bool = False  # each seed to its own end, instead of means and intervals
-    paper: bool = True  # rows of the paper's numbers
+    paper: bool = True  # rows of what the paper and CleanRL report
     runs: tuple[Path, ...] = ()  # these run directories instead
     out: Path | None = None  # the picture to write; none: only the table
 
@@ -155,6 +161,13 @@ def paper(task: str) -> dict[str, float]:
     return dict(zip(labels, levels, strict=False))
 
 
+def cleanrl(task: str) -> dict[str, tuple[float, float]]:
+    """{label: (mean, deviation)}: what CleanRL reports for the task, or for its v4."""
+    name = task.removesuffix("-v4").removesuffix("-v5")
+    label = "SAC, CleanRL (v4, 1M steps, training)"
+    return {label: CLEANRL[name]} if name in CLEANRL else {}
+
+
 def table(curves: Curves, with_paper: bool) -> str:
     """A row for each task and method: its last evaluation, and means over all seeds."""
     brackets = "[range; of 5 seeds and more the 95 % interval]"
@@ -177,6 +190,9 @@ def table(curves: Curves, with_paper: bool) -> str:
         if with_paper:
             for label, level in paper(task).items():
                 lines.append(f"| {task} | {label} | | | | {level}{unit} |")
+            for label, (mean, deviation) in cleanrl(task).items():
+                cell = f"{mean} ± {deviation} (3 seeds)"
+                lines.append(f"| {task} | {label} | {cell} | | | |")
     return "\n".join(lines)
 
 
@@ -225,7 +241,7 @@ def draw(curves: Curves) -> Figure:
         panel = figure.add_subplot(rows, columns, i + 1)
         for method, runs in curves[task].items():
             draw_curve(panel, method, runs, f"C{names.index(method)}")
-        beyond = draw_paper(panel, task)
+        beyond = draw_published(panel, task)
         bottom, top = panel.get_ylim()
         panel.set_yticks([tick for tick in panel.get_yticks() if bottom <= tick <= top])
         lines = len(curves[task]) + bool(beyond)
@@ -252,17 +268,21 @@ def draw_curve(panel, method: str, runs: Method, colour: str) -> None:
     panel.plot(steps / 1000, iqm(scores), color=colour, lw=1.8, label=label)
 
 
-def draw_paper(panel, task: str) -> str:
-    """The paper's levels as lines. Returned in words: those too high for the curves."""
+def draw_published(panel, task: str) -> str:
+    """Published levels as lines. Returned in words: those too high for the curves."""
     highest = 100 if is_kitchen(task) else 2 * panel.get_ylim()[1]
-    place = dict(xycoords=("axes fraction", "data"), ha="left", va="bottom")
+    levels = [(label, level, "left") for label, level in paper(task).items()]
+    levels += [(label, mean, "right") for label, (mean, _) in cleanrl(task).items()]
     beyond = []
-    for label, level in paper(task).items():
+    for label, level, side in levels:
+        text = f"{label.split(' (')[0]}: {level}"
         if level > highest:
-            beyond.append(f"↑ {label}: {level}")
+            beyond.append(f"↑ {text}")
         else:
             panel.axhline(level, color="0.5", lw=0.9, ls=":")
-            panel.annotate(f"{label}: {level}", (0.01, level), color="0.4", size=7, **place)
+            place = dict(xycoords=("axes fraction", "data"), ha=side, va="bottom")
+            x = 0.01 if side == "left" else 0.99
+            panel.annotate(text, (x, level), color="0.4", size=7, **place)
     return "\n".join(beyond)
 
 

@@ -70,6 +70,8 @@ def test_table(results):
         "| HalfCheetah-v4 | sac | 0 (1 seed, 20,000 steps) | 1 | 1 | 1 |",
         "| HalfCheetah-v4 | FMER, paper (v5, 1M steps, max) | | | | 12332 |",
         "| HalfCheetah-v4 | SAC, paper (v5, 1M steps, max) | | | | 10295 |",
+        "| HalfCheetah-v4 | SAC, CleanRL (v4, 1M steps, training) "
+        "| 9635 ± 1424 (3 seeds) | | | |",
         "| Idle-v5 | random | 1 (1 seed, 0 steps) | 1 | 1 | 1 |",
         "| FrankaKitchen-v1-4 | fmer | 25.0 % [12.5, 37.5] "
         "(2 seeds, 20,000 steps) | 37.5 % | 37.5 % | 50.0 % |",
@@ -105,7 +107,7 @@ def test_run_directories_are_read_by_their_names(tmp_path):
     assert curves["runs"]["mine"].scores.shape == (1, 2)
 
 
-def test_panels_show_curves_seeds_interval_and_the_papers_level(results):
+def test_panels_show_curves_seeds_interval_and_published_levels(results):
     """No panel for what was evaluated once. 50 % is a line; 12332 would squash 9."""
     cheetah, kitchen = lc.draw(lc.load(lc.Args((results,)))).axes
     assert [cheetah.get_title(), kitchen.get_title()] == [
@@ -121,11 +123,13 @@ def test_panels_show_curves_seeds_interval_and_the_papers_level(results):
     band = cheetah.collections[0].get_paths()[0].vertices
     assert band[band[:, 0] == 20, 1].max() < 100, "an interval of the mean, not the range"
     assert cheetah.get_ylim()[1] < 200
-    assert "12332" in cheetah.get_legend().get_title().get_text()
+    beyond = cheetah.get_legend().get_title().get_text()
+    levels = ["FMER, paper: 12332", "SAC, paper: 10295", "SAC, CleanRL: 9635"]
+    assert beyond.split("\n") == [f"↑ {level}" for level in levels]
     assert {line.get_ydata()[0] for line in kitchen.lines[-2:]} == {50, 31}
     assert [text.get_text() for text in kitchen.texts] == [
-        "FMER, paper (1M steps, max): 50",
-        "SAC, paper (1M steps, max): 31",
+        "FMER, paper: 50",
+        "SAC, paper: 31",
     ]
 
 
