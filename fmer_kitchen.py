@@ -137,7 +137,7 @@ def require_finite(name: str, value) -> None:
         for key, part in value.items():
             require_finite(f"{name} {key}", part)
     elif isinstance(value, float | np.ndarray | torch.Tensor):
-        if not torch.as_tensor(value).float().sum().isfinite():  # sum: no mask of that size
+        if not torch.as_tensor(value).float().sum().isfinite():  # sum: no buffer-size mask
             raise SystemExit(f"error: {name} is not finite")
 
 
@@ -228,8 +228,8 @@ def sample_path(velocity, s, x0, flow_steps):
 def best_of(critic, s, a):
     """argmax_i Q(s, a^i), Q = (Q_1 + Q_2)/2.  Eq. (14)
     s (B,S), a (B,M,d) -> the best action (B,d) and its Q (B,)."""
-    value, i = critic(s.unsqueeze(1), a).mean(0).max(-1)  # (2,B,M) -> (B,M) -> (B,)
-    return a[torch.arange(len(s), device=s.device), i], value
+    q, i = critic(s.unsqueeze(1), a).mean(0).max(-1)  # (2,B,M) -> (B,M) -> (B,)
+    return a[torch.arange(len(s), device=s.device), i], q
 
 
 def candidate_weights(q, temperature):
@@ -241,7 +241,7 @@ def candidate_weights(q, temperature):
 
 
 def flow_matching_loss(velocity, s, x0, x1, t, weights):
-    """L = E Σ_i w_i ‖v_θ(s, x_t^i, t^i) − (x_1^i − x_0^i)‖², x_t = (1−t) x_0 + t x_1
+    """L_CFM = E Σ_i w_i ‖v_θ(s, x_t^i, t^i) − (x_1^i − x_0^i)‖², x_t = (1−t)·x_0 + t·x_1
     Eqs. (3), (7): s (B,S), x0, x1 (B,N,d), t (B,N,1), weights (B,N) -> scalar."""
     xt = (1 - t) * x0 + t * x1
     error = velocity(s.unsqueeze(1), xt, t) - (x1 - x0)  # (B,N,d)
@@ -324,8 +324,8 @@ class Agent(nn.Module):
         """Eq. (14), M = num_samples: obs (B,S) -> the best action (B,d), its Q (B,)."""
         s = self.normalize(torch.as_tensor(obs).to(self.log_alpha))  # dtype and device
         a = self.sample(s, num_samples, generator)[-1].tanh()
-        action, value = best_of(self.critic, s, a)
-        return action.cpu().numpy(), value.cpu().numpy()
+        action, q = best_of(self.critic, s, a)
+        return action.cpu().numpy(), q.cpu().numpy()
 
     def update(self, batch: list[torch.Tensor], with_actor: bool) -> dict:
         """Alg. 1, lines 5-10. The losses stay on the device: the CPU does not wait."""
@@ -334,8 +334,8 @@ class Agent(nn.Module):
         losses = self.update_critic(s, a, r, self.normalize(next_s), terminated)
         if with_actor:
             losses |= self.update_actor(s[: self.args.actor_batch_size])
-        networks = self.target_critic.parameters(), self.critic.parameters()
-        for target, online in zip(*networks, strict=True):
+        pairs = zip(self.target_critic.parameters(), self.critic.parameters(), strict=True)
+        for target, online in pairs:
             target.lerp_(online.detach(), self.args.tau)  # line 10
         return losses
 
@@ -491,9 +491,7 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
         raise SystemExit(f"error: {run_dir} must exist with --resume, and not without")
     try:
         env = make_env(task)
-    except (gym.error.Error, ModuleNotFoundError) as error:  # name: the missing module
-        if not label.startswith(getattr(error.__cause__, "name", None) or ""):
-            raise  # the user's module is there, what it imports is not
+    except (gym.error.Error, ModuleNotFoundError) as error:
         raise SystemExit(f"error: cannot make {task!r}: {error}") from None
     eval_envs = [make_env(task) for _ in range(args.eval_episodes)]
     (obs_dim,), (action_dim,) = env.observation_space.shape, env.action_space.shape
@@ -505,15 +503,16 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
     agent = Agent(obs_dim, action_dim, args).to(device)  # Alg. 1, line 1
     progress = SimpleNamespace(step=0, seconds=0, losses={}, eval_rows="", eval_returns={})
     progress.episode_seed, progress.episode = args.seed, []  # (action, Q, reward) of a step
-    if args.resume:
-        progress = load_checkpoint(run_dir, agent, buffer)
-    obs, _ = env.reset(seed=progress.episode_seed)
-    for action in [np.array(a, np.float32) for a, _, _ in progress.episode]:
-        obs, *_ = env.step(action)  # replay a resumed episode; its last action may be held
+    obs, _ = env.reset(seed=args.seed)  # an error in it leaves no directory
     try:  # the lock ends with its process; acquiring it makes the directory
         lock = FileLock(run_dir / "lock").acquire(timeout=0)
     except OSError as error:
         raise SystemExit(f"error: cannot use {run_dir}, perhaps in use: {error}") from None
+    if args.resume:  # locked: nobody saves a later checkpoint meanwhile
+        progress = load_checkpoint(run_dir, agent, buffer)
+        obs, _ = env.reset(seed=progress.episode_seed)
+    for action in [np.array(a, np.float32) for a, _, _ in progress.episode]:
+        obs, *_ = env.step(action)  # replay a resumed episode; its last action may be held
     writer = SummaryWriter(run_dir, purge_step=progress.step + 1, flush_secs=10)
     flags = json.dumps(asdict(args), indent=4)  # four spaces: code in TensorBoard
     writer.add_text("hyperparameters", flags)
@@ -539,9 +538,9 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
             if step <= args.learning_starts:  # Alg. 1, line 3
                 if len(progress.episode) % args.warmup_repeat == 0:
                     action = (2 * torch.rand(action_dim, device=device) - 1).cpu().numpy()
-                value = 0.0  # instead of Q: q_bias says nothing in warm-up
+                q = 0.0  # instead of Q: q_bias says nothing in warm-up
             else:
-                (action,), (value,) = agent.act(obs[None], args.num_explore_candidates)
+                (action,), (q,) = agent.act(obs[None], args.num_explore_candidates)
                 with_actor = step % args.policy_frequency == 0  # Alg. 1, lines 4, 6
                 progress.losses |= agent.update(buffer.sample(args.batch_size), with_actor)
             next_obs, reward, terminated, truncated, info = env.step(action)  # line 11
@@ -549,9 +548,10 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
             agent.observe(obs)
             obs = next_obs
             progress.step = step
-            progress.episode.append((action.tolist(), float(value), float(reward)))
+            progress.episode.append((action.tolist(), float(q), float(reward)))
             if terminated or truncated:
-                q_errors, return_to_go = [], 0  # 0 after the end, a time limit too
+                q_errors = []
+                return_to_go = 0  # after the end, a time limit too
                 for _, q, r in reversed(progress.episode):
                     return_to_go = r + args.gamma * return_to_go  # G_t = r_t + γ·G_{t+1}
                     q_errors.append(q - return_to_go)

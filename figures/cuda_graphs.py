@@ -77,8 +77,8 @@ class Replayed:
         fixed, graph, results = self.acting
         fixed.copy_(obs)
         graph.replay()
-        action, value = results
-        return action.cpu().numpy(), value.cpu().numpy()
+        action, q = results
+        return action.cpu().numpy(), q.cpu().numpy()
 
 
 class GraphAgent(Replayed, fmer_continuous.Agent):
