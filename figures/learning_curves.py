@@ -153,9 +153,13 @@ def count(scores: np.ndarray) -> str:
     return f"{len(scores)} seed{'s' if len(scores) > 1 else ''}"
 
 
+def without_version(task: str) -> str:
+    return task.removesuffix("-v4").removesuffix("-v5")
+
+
 def paper(task: str) -> dict[str, float]:
     """{label: score}: what the paper reports for the task, or for its v5."""
-    levels = PAPER.get(task.removesuffix("-v4").removesuffix("-v5"), ())
+    levels = PAPER.get(without_version(task), ())
     version = "" if is_kitchen(task) else "v5, "
     labels = [f"{method}, paper ({version}1M steps, max)" for method in ("FMER", "SAC")]
     return dict(zip(labels, levels, strict=False))
@@ -163,7 +167,7 @@ def paper(task: str) -> dict[str, float]:
 
 def cleanrl(task: str) -> dict[str, tuple[float, float]]:
     """{label: (mean, deviation)}: what CleanRL reports for the task, or for its v4."""
-    name = task.removesuffix("-v4").removesuffix("-v5")
+    name = without_version(task)
     label = "SAC, CleanRL (v4, 1M steps, training)"
     return {label: CLEANRL[name]} if name in CLEANRL else {}
 
@@ -271,18 +275,18 @@ def draw_curve(panel, method: str, runs: Method, colour: str) -> None:
 def draw_published(panel, task: str) -> str:
     """Published levels as lines. Returned in words: those too high for the curves."""
     highest = 100 if is_kitchen(task) else 2 * panel.get_ylim()[1]
-    levels = [(label, level, "left") for label, level in paper(task).items()]
-    levels += [(label, mean, "right") for label, (mean, _) in cleanrl(task).items()]
+    left, right = (0.01, "left"), (0.99, "right")  # apart, as levels may be close
+    levels = [(label, level, left) for label, level in paper(task).items()]
+    levels += [(label, mean, right) for label, (mean, _) in cleanrl(task).items()]
+    place = dict(xycoords=("axes fraction", "data"), va="bottom", color="0.4", size=7)
     beyond = []
-    for label, level, side in levels:
+    for label, level, (x, side) in levels:
         text = f"{label.split(' (')[0]}: {level}"
         if level > highest:
             beyond.append(f"↑ {text}")
         else:
             panel.axhline(level, color="0.5", lw=0.9, ls=":")
-            place = dict(xycoords=("axes fraction", "data"), ha=side, va="bottom")
-            x = 0.01 if side == "left" else 0.99
-            panel.annotate(text, (x, level), color="0.4", size=7, **place)
+            panel.annotate(text, (x, level), ha=side, **place)
     return "\n".join(beyond)
 
 
