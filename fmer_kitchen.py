@@ -9,7 +9,6 @@ critics overestimate (γ = 0.97, layer norm), advantages are small (T starts at 
 
 import copy
 import json
-import math
 import os
 import signal
 import sys
@@ -88,20 +87,20 @@ class Args:
 def check(args: Args) -> None:
     """Raise SystemExit with one line if a flag is out of its known limits."""
     limits = {
-        "total_timesteps learning_starts buffer_size log_interval": (1, math.inf),
-        "batch_size actor_batch_size hidden_dim flow_steps policy_frequency": (1, 2**14),
-        "num_act_candidates num_explore_candidates eval_episodes warmup_repeat": (1, 2**14),
-        "num_candidates": (2, 2**14),
-        "num_threads": (1, os.cpu_count()),
-        "seed eval_interval checkpoint_minutes alpha": (0, 1e9),
-        "q_lr policy_lr temperature": (1e-6, 1e6),
-        "gamma tau ess_target": (0, 1),
-        "target_entropy_scale": (-1e9, 0.69),  # log 2: the entropy of U(-1,1)
+        "total-timesteps learning-starts buffer-size log-interval": (1, np.inf),
+        "batch-size actor-batch-size hidden-dim flow-steps policy-frequency": (1, 2**14),
+        "num-act-candidates num-explore-candidates eval-episodes warmup-repeat": (1, 2**14),
+        "num-candidates": (2, 2**14),
+        "num-threads": (1, os.cpu_count()),
+        "seed eval-interval checkpoint-minutes": (0, 1e9),
+        "q-lr policy-lr temperature": (1e-6, 1e6),
+        "alpha": (1e-6 if args.autotune else 0, 1e6),  # tuned, 0 would stay 0 for long
+        "gamma tau ess-target": (0, 1),
+        "target-entropy-scale": (-1e9, 0.69),  # log 2: the entropy of U(-1,1)
     }
     for flags, (low, high) in limits.items():
         for flag in flags.split():
-            if not low <= getattr(args, flag) <= high:
-                flag = flag.replace("_", "-")
+            if not low <= getattr(args, flag.replace("-", "_")) <= high:
                 raise SystemExit(f"error: --{flag} must lie between {low} and {high}")
     if args.autotune_temperature and args.ess_target * args.num_candidates < 1:
         raise SystemExit("error: --ess-target must be at least 1/N, --num-candidates N")
@@ -129,6 +128,16 @@ def episode_metrics(info: dict) -> dict[str, float]:
     share = number / (number + len(info["tasks_to_complete"]))  # the paper's %
     metrics = {"return": float(info["episode"]["r"]), "length": int(info["episode"]["l"])}
     return metrics | {"tasks_completed": number, "success_rate": share} | done
+
+
+def q_bias(episode: list[tuple], gamma: float) -> float:
+    """Mean of Q(s_t, a_t) − G_t, G_t = r_t + γ·G_{t+1}, of steps (action, Q, reward); G
+    is 0 after the last of them, a time limit too, though Q looks beyond that."""
+    total = return_to_go = 0.0
+    for _, q, reward in reversed(episode):
+        return_to_go = reward + gamma * return_to_go
+        total += q - return_to_go
+    return total / len(episode)
 
 
 def require_finite(name: str, value) -> None:
@@ -193,7 +202,7 @@ class VelocityField(nn.Module):
         self.net = MLP([obs_dim, 8, action_dim], hidden_dim, action_dim)  # 8 features of t
         nn.init.zeros_(self.net.out.weight)  # v = 0: π starts as tanh N(0,I)
         nn.init.zeros_(self.net.out.bias)
-        self.register_buffer("omega", math.pi * 2.0 ** torch.arange(4), persistent=False)
+        self.register_buffer("omega", np.pi * 2.0 ** torch.arange(4), persistent=False)
 
     def forward(self, s, x, t):
         phase = self.omega * t  # (…,4); π and not 2π: t = 0 and 1 must differ
@@ -235,7 +244,7 @@ def best_of(critic, s, a):
 def candidate_weights(q, temperature):
     """A_i = q_i − mean q, w_i = exp(A_i/T) / Σ_m exp(A_m/T), ESS = 1/Σ_i w_i²
     Eqs. (4)-(6): q (B,N) -> weights (B,N), effective sample size ess (B,) in [1,N]."""
-    advantage = q - q.mean(-1, keepdim=True)  # the mean cancels in the softmax
+    advantage = q - q.mean(-1, keepdim=True)  # Eq. (4); the mean cancels in Eq. (5)
     weights = torch.softmax(advantage / temperature, -1)
     return weights, 1 / weights.square().sum(-1)
 
@@ -345,7 +354,7 @@ class Agent(nn.Module):
         next_value = self.target_critic(next_s, next_a).amin(0)  # (B,), without gradient
         y = r + self.args.gamma * (1 - terminated) * next_value  # (B,), Eq. (12)
         q = self.critic(s, a)  # (2,B)
-        q_loss = (q - y).square().mean(1).sum()  # Eq. (13); logged: a twin's mean
+        q_loss = (q - y).square().mean(1).sum()  # Eq. (13); logged: the twins' mean
         self.q_optimizer.zero_grad()
         q_loss.backward()
         self.q_optimizer.step()
@@ -419,9 +428,8 @@ def save_checkpoint(run_dir: Path, agent, buffer, progress) -> None:
     content = {"args": asdict(agent.args), "agent": agent.state_dict()}
     content |= {name: getattr(agent, name).state_dict() for name in OPTIMIZERS}
     content["rows"] = buffer.rows[: len(buffer)].to("cpu", copy=True)  # a view saves all
-    content["progress"] = vars(progress)
     noise = [torch.cuda.get_rng_state()] if agent.args.cuda else []
-    content["noise"] = [torch.get_rng_state(), *noise]
+    content |= {"progress": vars(progress), "noise": [torch.get_rng_state(), *noise]}
     save_file(run_dir / "checkpoint.pt", content)
 
 
@@ -518,27 +526,25 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
     writer.add_text("hyperparameters", flags)
     save_file(run_dir / "args.json", flags)
     print(f"{run_dir}: {obs_dim} observations, {action_dim} actions, on the {device}")
-    started = time.time() - progress.seconds
+    started, last_save = time.time() - progress.seconds, time.time()
     bar = tqdm(total=total, initial=progress.step, mininterval=1)
-    last_save = time.time()
     try:
         while True:  # Alg. 1, line 2
-            step = progress.step  # steps taken so far
             progress.seconds = time.time() - started
-            if args.eval_interval and step not in progress.eval_returns:
-                if step % args.eval_interval == 0 or step == total:
+            if args.eval_interval and progress.step not in progress.eval_returns:
+                if progress.step % args.eval_interval == 0 or progress.step == total:
                     run_evaluation(agent, eval_envs, progress, run_dir, writer, stop)
-            if step >= total or (stop and stop.is_set()):
+            if progress.step >= total or (stop and stop.is_set()):
                 break
             if time.time() - last_save >= 60 * args.checkpoint_minutes:
                 writer.flush()  # a resumed run does not log these again
                 save_checkpoint(run_dir, agent, buffer, progress)
                 last_save = time.time()
-            step += 1  # from here on the step being taken
+            step = progress.step + 1  # the one being taken
             if step <= args.learning_starts:  # Alg. 1, line 3
                 if len(progress.episode) % args.warmup_repeat == 0:
                     action = (2 * torch.rand(action_dim, device=device) - 1).cpu().numpy()
-                q = 0.0  # instead of Q: q_bias says nothing in warm-up
+                q = 0.0  # not asked: q_bias is minus the mean return-to-go
             else:
                 (action,), (q,) = agent.act(obs[None], args.num_explore_candidates)
                 with_actor = step % args.policy_frequency == 0  # Alg. 1, lines 4, 6
@@ -550,15 +556,10 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
             progress.step = step
             progress.episode.append((action.tolist(), float(q), float(reward)))
             if terminated or truncated:
-                q_errors = []
-                return_to_go = 0  # after the end, a time limit too
-                for _, q, r in reversed(progress.episode):
-                    return_to_go = r + args.gamma * return_to_go  # G_t = r_t + γ·G_{t+1}
-                    q_errors.append(q - return_to_go)
-                progress.episode = []
+                episode, progress.episode = progress.episode, []
                 progress.episode_seed = (progress.episode_seed + 1_000_003) % EVAL_SEED
                 log(writer, "charts/episodic_", episode_metrics(info), step)
-                log(writer, "charts/", {"q_bias": np.mean(q_errors)}, step)
+                log(writer, "charts/", {"q_bias": q_bias(episode, args.gamma)}, step)
                 bar.set_postfix({"return": info["episode"]["r"]}, refresh=False)
                 obs, _ = env.reset(seed=progress.episode_seed)  # seeded: resume replays it
             if step % args.log_interval == 0:

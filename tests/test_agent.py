@@ -100,6 +100,20 @@ class Forbidden(torch.nn.Module):
         raise AssertionError("these critics must not be asked")
 
 
+# --- Line 1 -----------------------------------------------------------------------------
+
+
+def test_networks_have_the_width_and_the_norm_that_flags_ask_for(fmer):
+    for layer_norm in (False, True):
+        agent = new_agent(fmer, hidden_dim=23, layer_norm=layer_norm)
+        for net in (agent.velocity.net, agent.critic.q1, agent.critic.q2):
+            assert net.hidden.weight.shape == (23, 23)
+        for q in (agent.critic.q1, agent.critic.q2):
+            for norm in (q.norm1, q.norm2):
+                assert isinstance(norm, torch.nn.LayerNorm) == layer_norm
+        assert not isinstance(agent.velocity.net.norm1, torch.nn.LayerNorm)
+
+
 # --- Line 5: the critics, Eqs. (12), (13) -----------------------------------------------
 
 

@@ -157,8 +157,8 @@ def test_q_bias_is_q_as_it_was_when_acting_less_the_discounted_return(
     """Episodes of 7 steps; in warm-up, where nothing is asked, Q counts as 0."""
     values, act = [0.0] * 31, fmer.Agent.act
 
-    def watched(self, obs, generator=None):
-        action, value = act(self, obs, generator)
+    def watched(self, obs, num_samples):
+        action, value = act(self, obs, num_samples)
         values.append(value[0] + len(values))
         return action, value + len(values) - 1
 
@@ -172,6 +172,11 @@ def test_q_bias_is_q_as_it_was_when_acting_less_the_discounted_return(
             following = sum(0.7 ** (k - t) * r[k] for k in range(t, event.step))
             errors.append(values[t] - following)
         assert event.value == pytest.approx(np.mean(errors), rel=1e-5)
+
+
+def test_q_bias_of_an_episode_of_three_steps(fmer):
+    """Q = 3, r = 1, γ = ½: G = 7/4, 3/2 and 1."""
+    assert fmer.q_bias([(None, 3.0, 1.0)] * 3, 0.5) == pytest.approx(19 / 12)
 
 
 @pytest.mark.parametrize(
@@ -401,7 +406,8 @@ def test_a_loss_that_is_not_finite_is_named_when_it_is_logged(tmp_path):
         ({"policy_lr": 0.0}, "--policy-lr"),
         ({"q_lr": math.inf}, "--q-lr"),
         ({"temperature": 0.0}, "--temperature"),
-        ({"alpha": -0.1}, "--alpha"),
+        ({"alpha": -0.1, "autotune": False}, "--alpha"),
+        ({"alpha": 0.0}, "--alpha"),
         ({"ess_target": 1.01}, "--ess-target"),
         ({"target_entropy_scale": 0.7}, "--target-entropy-scale"),
         ({"eval_interval": -1}, "--eval-interval"),
@@ -426,13 +432,21 @@ def test_bad_input_is_refused_before_training(tmp_path, changes, complaint):
     assert not (tmp_path / "run").exists()
 
 
-def test_the_buffer_is_no_larger_than_the_run(tmp_path):
+def test_the_buffer_is_no_larger_than_the_run_or_than_asked(tmp_path):
     assert len(run(tmp_path, buffer_size=10**12)["buffer"].rows) == 97
+    assert len(run(tmp_path, "small", buffer_size=61)["buffer"].rows) == 61
+
+
+def test_a_run_uses_as_many_threads_as_asked(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    run(tmp_path, num_threads=os.cpu_count())
+    assert asked == [os.cpu_count()]
 
 
 def test_the_bounds_themselves_are_allowed(fmer):
-    for changes in ({"gamma": 1.0, "tau": 1.0}, {"alpha": 0.0, "gamma": 0.0, "seed": 0}):
-        fmer.check(fmer.Args(**changes))
+    fmer.check(fmer.Args(gamma=1.0, tau=1.0))
+    fmer.check(fmer.Args(gamma=0.0, seed=0, alpha=0.0, autotune=False))
     fmer.check(fmer.Args())
 
 
@@ -459,12 +473,11 @@ def test_the_command_line_trains_a_mujoco_task_and_refuses_bad_flags(tmp_path):
         script = [sys.executable, str(ROOT / "fmer_continuous.py"), *shlex.split(flags)]
         return subprocess.run(script, capture_output=True, text=True, cwd=tmp_path)
 
-    done = command(
-        "--total-timesteps 110 --learning-starts 100 --eval-episodes 1 --no-cuda"
-    )
+    short = "--total-timesteps 110 --learning-starts 100 --eval-episodes 1 --no-cuda"
+    done = command(f"{short} --exp-name idea")
     assert done.returncode == 0, done.stderr
     last = done.stdout.splitlines()[-1]
-    assert last.startswith("done: runs/Hopper-v4__fmer_continuous__1__")
+    assert last.startswith("done: runs/Hopper-v4__idea__1__")
     assert "110/110" in done.stderr
     refused = command("--gamma 1.5")
     assert refused.returncode == 1 and refused.stdout == ""
