@@ -140,7 +140,7 @@ run() { # name script flags: the process becomes the run, so that signals reach 
         mv "$OUT/$name.tmp" "$OUT/$name.md"
     elif [ -f "$OUT/$name/checkpoint.pt" ]; then # it refuses other flags
         exec "$PYTHON" "$here/$script" "${@:3}" --resume >> "$OUT/$name.log" 2>&1
-    elif [ -f "$OUT/$name/eval.csv" ] && grep -qs '^done: ' "$OUT/$name.log"; then
+    elif [ -f "$OUT/$name/eval.csv" ] && grep -qs '^done: \|stopped; ' "$OUT/$name.log"; then
         echo "its checkpoint is gone: $name"
     else
         rm -rf "${OUT:?}/$name" # it was stopped before its first checkpoint
@@ -161,6 +161,8 @@ for suite in "$@"; do
 done
 [[ $STEPS =~ ^([1-9][0-9]*)?$ && $JOBS =~ ^[1-9][0-9]*$ ]] \
     || fail "STEPS and JOBS are positive integers"
+[[ $SEEDS =~ ^\ *[0-9]+(\ +[0-9]+)*\ *$ ]] || fail "SEEDS are integers"
+[[ ! " $FLAGS" =~ \ --(seed|run-dir|resume) ]] || fail "FLAGS has a flag that names a run"
 [[ ! $OUT =~ [[:space:]] ]] || fail "OUT holds a blank"
 [[ $DEVICE =~ ^(cuda|cpu)$ ]] || fail "DEVICE is cuda or cpu"
 [[ $LAUNCHER =~ ^(local|slurm)$ ]] || fail "LAUNCHER is local or slurm"

@@ -131,9 +131,8 @@ def episode_metrics(info: dict) -> dict[str, float]:
 
 
 def q_bias(episode: list[tuple], gamma: float) -> float:
-    """Mean of Q(s_t, a_t) − G_t, G_t = r_t + γ·G_{t+1}, of steps (action, Q, reward); G
-    is 0 after the last of them, a time limit too, though Q looks beyond that."""
-    total = return_to_go = 0.0
+    """Mean of Q(s_t, a_t) − G_t, G_t = r_t + γ·G_{t+1}, of steps (action, Q, reward)."""
+    total = return_to_go = 0.0  # G after the last step, a time limit too: Q looks beyond
     for _, q, reward in reversed(episode):
         return_to_go = reward + gamma * return_to_go
         total += q - return_to_go
@@ -141,12 +140,12 @@ def q_bias(episode: list[tuple], gamma: float) -> float:
 
 
 def require_finite(name: str, value) -> None:
-    """SystemExit that names a value whose float32 sum is not finite; looks into dicts."""
+    """SystemExit that names a value, in dicts too, which is not finite in float32."""
     if isinstance(value, dict):
         for key, part in value.items():
             require_finite(f"{name} {key}", part)
     elif isinstance(value, float | np.ndarray | torch.Tensor):
-        if not torch.as_tensor(value).float().sum().isfinite():  # sum: no buffer-size mask
+        if not torch.as_tensor(value).float().sum(dtype=torch.double).isfinite():
             raise SystemExit(f"error: {name} is not finite")
 
 
@@ -270,8 +269,7 @@ def sampler_entropy(velocity, s, path, k):
     eye = torch.eye(d, device=s.device, dtype=s.dtype)
     rows = eye.unsqueeze(1).expand(d, batch_size, d)  # one-hot: row i asks for ∂v_i/∂x
     (jacobian,) = torch.autograd.grad(v, x, rows, create_graph=True, is_grads_batched=True)
-    step_jacobian = eye + h * jacobian.transpose(0, 1)  # (d,B,d) -> (B,d,d)
-    log_det = torch.linalg.slogdet(step_jacobian).logabsdet  # (B,)
+    log_det = torch.linalg.slogdet(eye + h * jacobian.transpose(0, 1)).logabsdet  # (B,)
     before = F.logsigmoid(2 * x) + F.logsigmoid(-2 * x)  # log ¼ sech² x, the ¼ cancels
     after = F.logsigmoid(2 * next_x) + F.logsigmoid(-2 * next_x)
     return d * BASE_ENTROPY + (log_det + (after - before).sum(-1)).mean() / h  # 1/h = K
@@ -494,12 +492,12 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
     task = chosen_tasks(args)
     label = "FrankaKitchen-v1-" + ("+".join(args.tasks).replace(" ", "-") or str(len(task)))
     name = f"{label}__{args.exp_name}__{args.seed}__{int(time.time())}"
-    run_dir = Path(args.run_dir or f"runs/{name}")
-    if run_dir.exists() != args.resume:
+    run_dir = Path(args.run_dir or f"runs/{name}").absolute()  # an environment may chdir
+    if os.path.exists(run_dir) != args.resume:
         raise SystemExit(f"error: {run_dir} must exist with --resume, and not without")
     try:
         env = make_env(task)
-    except (gym.error.Error, ModuleNotFoundError) as error:
+    except (gym.error.Error, ImportError) as error:
         raise SystemExit(f"error: cannot make {task!r}: {error}") from None
     eval_envs = [make_env(task) for _ in range(args.eval_episodes)]
     (obs_dim,), (action_dim,) = env.observation_space.shape, env.action_space.shape
@@ -520,26 +518,28 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
         progress = load_checkpoint(run_dir, agent, buffer)
         obs, _ = env.reset(seed=progress.episode_seed)
     for action in [np.array(a, np.float32) for a, _, _ in progress.episode]:
-        obs, *_ = env.step(action)  # replay a resumed episode; its last action may be held
+        obs, _, *ended, _ = env.step(action)  # replay; the last action may be held
+        if any(ended):  # by chance, in a task that is not deterministic
+            obs, _ = env.reset(seed=progress.episode_seed)
     writer = SummaryWriter(run_dir, purge_step=progress.step + 1, flush_secs=10)
     flags = json.dumps(asdict(args), indent=4)  # four spaces: code in TensorBoard
     writer.add_text("hyperparameters", flags)
     save_file(run_dir / "args.json", flags)
     print(f"{run_dir}: {obs_dim} observations, {action_dim} actions, on the {device}")
-    started, last_save = time.time() - progress.seconds, time.time()
+    started, last_save = time.monotonic() - progress.seconds, time.monotonic()
     bar = tqdm(total=total, initial=progress.step, mininterval=1)
     try:
         while True:  # Alg. 1, line 2
-            progress.seconds = time.time() - started
+            progress.seconds = time.monotonic() - started
             if args.eval_interval and progress.step not in progress.eval_returns:
                 if progress.step % args.eval_interval == 0 or progress.step == total:
                     run_evaluation(agent, eval_envs, progress, run_dir, writer, stop)
             if progress.step >= total or (stop and stop.is_set()):
                 break
-            if time.time() - last_save >= 60 * args.checkpoint_minutes:
+            if time.monotonic() - last_save >= 60 * args.checkpoint_minutes:
                 writer.flush()  # a resumed run does not log these again
                 save_checkpoint(run_dir, agent, buffer, progress)
-                last_save = time.time()
+                last_save = time.monotonic()
             step = progress.step + 1  # the one being taken
             if step <= args.learning_starts:  # Alg. 1, line 3
                 if len(progress.episode) % args.warmup_repeat == 0:
@@ -563,7 +563,7 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
                 bar.set_postfix({"return": info["episode"]["r"]}, refresh=False)
                 obs, _ = env.reset(seed=progress.episode_seed)  # seeded: resume replays it
             if step % args.log_interval == 0:
-                log(writer, "charts/", {"SPS": step / (time.time() - started)}, step)
+                log(writer, "charts/", {"SPS": step / (time.monotonic() - started)}, step)
                 log(writer, "losses/", progress.losses, step)
             bar.update()
     finally:  # after an error too: whole steps, the agent perhaps one update ahead
@@ -578,8 +578,8 @@ if __name__ == "__main__":
     stop = threading.Event()
 
     def on_signal(number, frame):
-        stop.set()  # a second signal kills; not SIGHUP (1), which may come twice
-        signal.signal(number, signal.SIG_DFL if number > 1 else signal.SIG_IGN)
+        signal.signal(number, signal.SIG_DFL if stop.is_set() and number > 1 else on_signal)
+        stop.set()  # a third signal kills, but no SIGHUP (1)
 
     for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGINT)):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
@@ -592,7 +592,7 @@ if __name__ == "__main__":
         except (OSError, ValueError, TypeError) as error:
             raise SystemExit(f"error: cannot resume {args.run_dir!r}: {error}") from None
         args = tyro.cli(Args, default=saved)  # flags given now override the saved ones
-    result = main(args, stop)
+    run_dir = str(main(args, stop)["run_dir"])
     if stop.is_set():
-        raise SystemExit(f"stopped; to continue: --run-dir {result['run_dir']} --resume")
-    print("done:", result["run_dir"])
+        raise SystemExit(f"stopped; to continue: --run-dir {run_dir!r} --resume")
+    print("done:", run_dir)

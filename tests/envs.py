@@ -1,5 +1,6 @@
 """Tiny environments that make one property visible each, and sizes of runs of seconds."""
 
+import os
 import time
 
 import gymnasium as gym
@@ -107,6 +108,25 @@ class Stuck(Target):
         return super().step(action)
 
 
+class Moving(Target):
+    """Changes the working directory, as wrappers of simulators do."""
+
+    def reset(self, seed=None, options=None):
+        os.chdir("/")
+        return super().reset(seed=seed)
+
+
+class ByChance(Target):
+    """Ends when it likes to, and wants a reset then."""
+
+    length = 7
+
+    def step(self, action):
+        assert self.steps < self.length
+        obs, reward, *_ = super().step(action)
+        return obs, reward, self.steps == self.length, False, {}
+
+
 class OtherSpaces(Target):
     """A task that the script must refuse."""
 
@@ -118,6 +138,8 @@ class OtherSpaces(Target):
             self.action_space = gym.spaces.Box(-1.0, 1.0, (2, 3), np.float32)
         elif which == "unbounded":
             self.action_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+        elif which == "huge":  # its width is infinite in single precision
+            self.action_space = gym.spaces.Box(-3e38, 3e38, (2,), np.float32)
         elif which == "integer":
             self.action_space = gym.spaces.Box(0, 5, (2,), np.int32)
         elif which == "degenerate":
@@ -176,11 +198,13 @@ register("Aliasing-v0", Aliasing, disable_env_checker=True)
 register("OneElement-v0", OneElement, disable_env_checker=True)
 register("Careful-v0", Careful)
 register("Stuck-v0", Stuck)
+register("Moving-v0", Moving)
+register("ByChance-v0", ByChance)
 register("Terminating-v0", Target, kwargs={"terminate": True})
 register("Constant-v0", Constant)
 register("ConstantTerminating-v0", Constant, kwargs={"terminate": True})
 gym.register("Endless-v0", Target)
-for which in ("discrete", "matrix", "unbounded", "integer", "degenerate"):
+for which in ("discrete", "matrix", "unbounded", "huge", "integer", "degenerate"):
     register(f"Refused-{which}-v0", OtherSpaces, kwargs={"which": which})
 
 

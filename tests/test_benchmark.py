@@ -109,6 +109,9 @@ def test_what_only_prints_runs_nothing_when_its_reader_is_gone(tmp_path, words):
         (["mujoco"], {"JOBS": "0"}, "STEPS and JOBS are positive integers"),
         (["mujoco"], {"DEVICE": "tpu"}, "DEVICE is cuda or cpu"),
         (["mujoco"], {"OUT": "my runs"}, "OUT holds a blank"),
+        (["mujoco"], {"SEEDS": " "}, "SEEDS are integers"),
+        (["mujoco"], {"SEEDS": "*"}, "SEEDS are integers"),
+        (["mujoco"], {"FLAGS": "--tau 0.1 --seed 7"}, "FLAGS has a flag that names a run"),
         (["mujoco"], {"LAUNCHER": "k8s"}, "LAUNCHER is local or slurm"),
     ],
 )
@@ -172,6 +175,8 @@ def test_runs_are_made_skipped_and_resumed(tmp_path, monkeypatch):
     (first / "checkpoint.pt").unlink()
     longer = bench("mujoco", **settings | dict(STEPS=90))
     assert longer.returncode == 1 and "its checkpoint is gone" in longer.stdout
+    (out / "Hopper-v4/fmer/seed_1.log").write_text("90 it/s\r\rstopped; to continue: …\n")
+    assert "its checkpoint is gone" in bench("mujoco", **settings | dict(STEPS=90)).stdout
     assert (first / "eval.csv").read_text() == kept and (first / "policy.pt").exists()
     shutil.rmtree(first)  # to have it made again
     assert bench("mujoco", **settings).returncode == 0

@@ -440,6 +440,13 @@ def test_the_kitchens_tasks_are_named_or_counted():
     assert len(fmer_kitchen.chosen_tasks(fmer_kitchen.Args())) == 7
 
 
+def test_an_environment_that_changes_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_dir = run(tmp_path, env_id="Moving-v0", run_dir="here", eval_interval=97)["run_dir"]
+    assert run_dir == tmp_path / "here" and saved(run_dir)["progress"]["step"] == 97
+    assert (run_dir / "eval.csv").exists() and (run_dir / "policy.pt").exists()
+
+
 # --- Real processes -----------------------------------------------------------------------
 
 
@@ -494,7 +501,7 @@ def test_a_run_whose_reader_is_gone_is_saved(tmp_path):
     assert (tmp_path / "run" / "checkpoint.pt").exists()
 
 
-def test_nohup_is_obeyed_and_a_second_signal_ends_a_stuck_run_at_once(tmp_path):
+def test_nohup_is_obeyed_and_a_third_signal_ends_a_stuck_run_at_once(tmp_path):
     def like_nohup():
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
@@ -505,10 +512,10 @@ def test_nohup_is_obeyed_and_a_second_signal_ends_a_stuck_run_at_once(tmp_path):
     lines.start()
     lines.join(timeout=120)
     assert not lines.is_alive()
-    for number, after in ((signal.SIGHUP, None), (signal.SIGTERM, None)):
+    for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGTERM):
         process.send_signal(number)
         time.sleep(0.3)
-        assert process.poll() is after
+        assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=120) == -signal.SIGTERM
     process.stdout.close()

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 import fmer_continuous
 import fmer_kitchen
-from envs import SMALL, Target, at_step, needs_gpu
+from envs import SMALL, ByChance, Target, at_step, needs_gpu
 
 ROOT = Path(__file__).parent.parent
 RUNS = {
@@ -213,7 +213,7 @@ def test_a_finished_run_can_be_made_longer(tmp_path, whole):
 
 def test_a_checkpoint_is_written_every_few_minutes_and_at_the_end(tmp_path, monkeypatch):
     """By a clock on which a step of the environment takes a minute."""
-    written, clock = [], SimpleNamespace(now=0.0)
+    written, clock = [], SimpleNamespace(now=0.0, time=time.time)
     save, step = fmer_continuous.save_checkpoint, Target.step
 
     def watched(run_dir, agent, buffer, progress):
@@ -227,12 +227,22 @@ def test_a_checkpoint_is_written_every_few_minutes_and_at_the_end(tmp_path, monk
 
     monkeypatch.setattr(fmer_continuous, "save_checkpoint", watched)
     monkeypatch.setattr(Target, "step", slow_step)
-    monkeypatch.setattr(fmer_continuous, "time", SimpleNamespace(time=lambda: clock.now))
+    clock.monotonic = lambda: clock.now
+    monkeypatch.setattr(fmer_continuous, "time", clock)
     for minutes, steps in ((20, [20, 40, 50]), (1e9, [50]), (25, [25, 50])):
         written.clear()
         changes = dict(total_timesteps=50, checkpoint_minutes=minutes, eval_interval=0)
         run(fmer_continuous, tmp_path / str(minutes), **changes)
         assert written == steps
+
+
+def test_a_resumed_episode_that_ends_sooner_is_followed_by_another(tmp_path, monkeypatch):
+    """96 steps are 13 episodes of 7 and 5 steps; then episodes are of 3 steps."""
+    changes = dict(env_id="ByChance-v0", eval_interval=0)
+    run(fmer_continuous, tmp_path / "run", total_timesteps=96, **changes)
+    monkeypatch.setattr(ByChance, "length", 3)
+    changes |= dict(total_timesteps=97, resume=True)
+    assert run(fmer_continuous, tmp_path / "run", **changes)["progress"].step == 97
 
 
 def test_a_checkpoint_holds_the_stored_transitions_only(tmp_path):
@@ -346,11 +356,13 @@ def test_sigterm_stops_after_a_step_and_the_printed_command_goes_on(tmp_path):
     ):
         assert time.time() < deadline and process.poll() is None
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
+    for _ in range(2):  # the second must not cut the saving short
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.02)
     out, err = process.communicate(timeout=120)
     last = err.splitlines()[-1]
     assert process.returncode == 1 and "Traceback" not in err
-    assert last == f"stopped; to continue: --run-dir {directory} --resume"
+    assert last == f"stopped; to continue: --run-dir '{directory}' --resume"
     step = saved(directory)["progress"]["step"]
     assert 50 <= step < 1_000_000
     flags = shlex.split(last.removeprefix("stopped; to continue: "))

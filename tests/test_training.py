@@ -364,7 +364,7 @@ def test_default_run_directory_is_cleanrls(tmp_path, monkeypatch):
     directory = run(tmp_path, seed=7, run_dir="")["run_dir"]
     name, exp, seed, stamp = directory.name.split("__")
     assert (name, exp, seed) == ("Target-v0", "fmer_continuous", "7") and stamp.isdigit()
-    assert directory.parent == Path("runs")
+    assert directory.parent == tmp_path / "runs"
 
 
 def test_the_trained_policy_can_be_loaded(tmp_path):
@@ -421,6 +421,9 @@ def test_a_loss_that_is_not_finite_is_named_when_it_is_logged(tmp_path):
         ({"env_id": "Refused-integer-v0"}, "int32"),
         ({"env_id": "Refused-degenerate-v0"}, "(2,), float32)"),
         ({"env_id": "Refused-unbounded-v0"}, "inf"),
+        ({"env_id": "Refused-huge-v0"}, "e+38"),
+        ({"env_id": "Hopper-v3"}, "Hopper-v3"),
+        ({"run_dir": "long" * 100}, "cannot use"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*A Box action space m")  # what they are refused for
@@ -477,7 +480,7 @@ def test_the_command_line_trains_a_mujoco_task_and_refuses_bad_flags(tmp_path):
     done = command(f"{short} --exp-name idea")
     assert done.returncode == 0, done.stderr
     last = done.stdout.splitlines()[-1]
-    assert last.startswith("done: runs/Hopper-v4__idea__1__")
+    assert last.startswith(f"done: {tmp_path}/runs/Hopper-v4__idea__1__")
     assert "110/110" in done.stderr
     refused = command("--gamma 1.5")
     assert refused.returncode == 1 and refused.stdout == ""
