@@ -58,7 +58,7 @@ def test_tables_are_the_output_of_their_command(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     lines = [line for line in commands() if "learning_curves.py" in line]
     lines = [line for line in lines if "--out" not in line and "runs/" not in line]
-    assert len(lines) == 8
+    assert len(lines) == 9
     for line in lines:
         learning_curves.main(tyro.cli(learning_curves.Args, args=shlex.split(line)[2:]))
         assert capsys.readouterr().out in TEXT, line
