@@ -442,6 +442,30 @@ def test_the_ode_limit_approaches_the_exact_entropy_as_one_over_k(fmer):
     assert gaps[1] / gaps[2] == pytest.approx(2, rel=0.1)
 
 
+def test_the_ode_limit_is_too_high_unless_the_field_rotates(fmer):
+    """log(1 + hλ) ≤ hλ for real λ, and log sech² is concave. A pair of complex λ, as of a
+    contraction that turns and so keeps lengths, can outweigh both."""
+    h, turn = 0.2, torch.tensor([[0.0, -1.0], [1.0, 0.0]])
+
+    def linear(matrix):
+        return lambda s, x, t: x @ torch.tensor(matrix)
+
+    def narrow_then_turn(s, x, t):
+        return torch.where(t < 0.3, -0.45 * x, -0.5 * x + math.sqrt(0.75) * x @ turn) / h
+
+    def gap(velocity):
+        x0 = torch.randn(499, 1, 2)
+        path, k = all_steps(fmer.sample_path(velocity, torch.zeros(499, S), x0, 5)[:, :, 0])
+        arguments = velocity, torch.zeros(len(k), S), path, k
+        probes = torch.tensor([[1.0, 1.0], [1.0, -1.0]])  # εᵀAε: their mean is the trace
+        limits = [fmer.ode_entropy(*arguments, probe.expand(len(k), 2)) for probe in probes]
+        return (sum(limits) / 2 - fmer.sampler_entropy(*arguments)).item()
+
+    for matrix in ([[-2.0, 0.5], [0.5, -1.0]], [[1.0, 0.3], [0.3, -0.5]]):
+        assert gap(linear(matrix)) > 0.05
+    assert gap(narrow_then_turn) < -1
+
+
 def test_both_entropies_approach_that_of_the_flow(fmer):
     """v = c·x, K → ∞: x_1 = e^c·x_0."""
     for entropy in entropies(fmer, -0.8, 500):
