@@ -269,7 +269,7 @@ def sampler_entropy(velocity, s, path, k):
     v = velocity(s, x, h * k.unsqueeze(1))  # (B,d)
     next_x = x + h * v
     eye = torch.eye(d, device=s.device, dtype=s.dtype)
-    rows = eye.unsqueeze(1).expand(d, batch_size, d)  # one-hot: row i asks for ∂v_i/∂x
+    rows = eye.unsqueeze(1).expand(d, batch_size, d)  # (d,B,d): row i asks for ∂v_i/∂x
     (jacobian,) = torch.autograd.grad(v, x, rows, create_graph=True, is_grads_batched=True)
     log_det = torch.linalg.slogdet(eye + h * jacobian.transpose(0, 1)).logabsdet  # (B,)
     before = F.logsigmoid(2 * x) + F.logsigmoid(-2 * x)  # log ¼ sech² x, the ¼ cancels
