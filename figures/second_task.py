@@ -1,0 +1,100 @@
+"""What a kitchen run knows of the second task in an episode: a Markdown table.
+
+    python figures/second_task.py --run-dirs runs/kitchen
+
+Of all replayed episodes after warm-up in which a second task was done, at so many steps
+before: the return that followed, discounted; Q of the policy's candidates, its deviation
+over them; Q of the action taken there, the difference of the twins at it; and the cosine
+between what weights do to the candidates' mean and the way from this to the action taken.
+Where it is near 0 the critics do not tell that action from others.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import tyro
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import fmer_kitchen as fmer
+
+EPISODE = 280  # steps, unless all tasks are done
+HEAD = (
+    "| run | steps before | episodes | return | Q | its deviation | of the action taken "
+    "| twins' difference | cosine |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|"
+)
+
+
+@dataclass
+class Args:
+    """Print what critics and policy know of the steps before a second task."""
+
+    run_dirs: tuple[Path, ...]  # with checkpoint.pt
+    lags: tuple[int, ...] = (0, 1, 2, 5, 10, 20)  # steps before
+    num_candidates: int = 64  # at each state
+    seed: int = 0  # of the noise
+
+
+def load(run_dir: Path):
+    """The checkpoint's agent, and s (n,S), a (n,d), r (n,) of its replay after warm-up."""
+    saved = torch.load(run_dir / "checkpoint.pt", map_location="cpu", weights_only=True)
+    args = fmer.Args(**saved["args"])
+    env = fmer.make_env(fmer.chosen_tasks(args))
+    (obs_dim,), (action_dim,) = env.observation_space.shape, env.action_space.shape
+    agent = fmer.Agent(obs_dim, action_dim, args)
+    agent.load_state_dict(saved["agent"])
+    start = -(-args.learning_starts // EPISODE) * EPISODE  # an episode's first step
+    rows = saved["rows"][start:]
+    s, a, r, _, _ = rows.split([obs_dim, action_dim, 1, obs_dim, 1], 1)
+    return agent, s, a, r.squeeze(1)
+
+
+def second_tasks(r: torch.Tensor) -> list[tuple[int, int]]:
+    """Indices of an episode's first two rewarded steps, of each that has two."""
+    found = []
+    for start in range(0, len(r), EPISODE):
+        rewarded = r[start : start + EPISODE].nonzero().squeeze(1) + start
+        if len(rewarded) > 1:
+            found.append((int(rewarded[0]), int(rewarded[1])))
+    return found
+
+
+@torch.no_grad()
+def look(agent, s, a, num_candidates: int) -> list[float]:
+    """Q, its deviation, Q of a, |Q_1 − Q_2|, cosine: means over s (n,S), a (n,d)."""
+    s = agent.normalize(s)
+    candidates = agent.sample(s, num_candidates)[-1].tanh()  # (n,N,d)
+    q = agent.critic(s.unsqueeze(1), candidates).mean(0)  # (n,N)
+    twins = agent.critic(s, a)  # (2,n)
+    weights, _ = fmer.candidate_weights(q, agent.log_temperature.exp())
+    before = candidates.mean(1)
+    after = (weights.unsqueeze(-1) * candidates).sum(1)
+    cosine = F.cosine_similarity(after - before, a - before, dim=-1)
+    values = q.mean(1), q.std(1), twins.mean(0), (twins[0] - twins[1]).abs(), cosine
+    return [value.mean().item() for value in values]
+
+
+def main(args: Args) -> None:
+    """Print the table."""
+    print(HEAD)
+    for run_dir in args.run_dirs:
+        torch.manual_seed(args.seed)
+        agent, s, a, r = load(run_dir)
+        found = second_tasks(r)
+        for lag in args.lags:
+            at = [second - lag for first, second in found if second - lag > first]
+            if at:
+                q, deviation, taken, twins, cosine = look(
+                    agent, s[at], a[at], args.num_candidates
+                )
+                print(
+                    f"| {run_dir.name} | {lag} | {len(at)} | {agent.args.gamma**lag:.2f} "
+                    f"| {q:.2f} | {deviation:.3f} | {taken:.2f} | {twins:.3f} "
+                    f"| {cosine:.2f} |"
+                )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))

@@ -1,0 +1,60 @@
+"""figures/second_task.py against critics and episodes that are known."""
+
+from dataclasses import asdict
+
+import pytest
+import torch
+
+import fmer_kitchen as fmer
+from envs import SMALL
+from figures import second_task
+
+S, D = 59, 9
+
+
+@pytest.fixture
+def agent():
+    torch.manual_seed(0)
+    return fmer.Agent(S, D, fmer.Args(**SMALL))
+
+
+class Linear(torch.nn.Module):
+    """Q_1 = 5 + a_0 and Q_2 = Q_1 − 0.4."""
+
+    def forward(self, s, a):
+        return torch.stack([5 + a[..., 0], 4.6 + a[..., 0]])
+
+
+def test_the_first_two_rewards_of_each_episode_that_has_two():
+    r = torch.zeros(3 * 280 + 100)
+    r[[7, 290, 300, 310, 3 * 280, 3 * 280 + 99]] = 1
+    assert second_task.second_tasks(r) == [(290, 300), (840, 939)]
+
+
+def test_actions_that_a_known_critic_prefers_and_does_not(agent):
+    agent.critic = Linear()
+    agent.log_temperature.data.fill_(-9.0)  # the best candidate has all the weight
+    a = torch.zeros(23, D)
+    for toward in (0.9, -0.9):
+        a[:, 0] = toward
+        q, deviation, taken, twins, cosine = second_task.look(
+            agent, torch.randn(23, S), a, 4001
+        )
+        assert q == pytest.approx(4.8, abs=0.02)  # π is tanh N(0,I)
+        assert deviation == pytest.approx(0.628, abs=0.01)
+        assert taken == pytest.approx(4.8 + toward) and twins == pytest.approx(0.4)
+        assert cosine * toward > 0.2  # of the nine dimensions one is alike
+
+
+def test_the_table_is_of_episodes_after_warm_up(agent, tmp_path, capsys):
+    args = fmer.Args(**(SMALL | dict(learning_starts=281, gamma=0.5)))
+    rows = torch.zeros(4 * 280, 2 * S + D + 2)
+    rows[[3, 9, 2 * 280 + 50, 2 * 280 + 60, 3 * 280 + 70, 3 * 280 + 71], S + D] = 1
+    content = {"args": asdict(args), "agent": agent.state_dict(), "rows": rows}
+    torch.save(content, tmp_path / "checkpoint.pt")
+    second_task.main(second_task.Args(run_dirs=(tmp_path,), lags=(0, 2, 10)))
+    table = [line.split("|")[2:5] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [[int(lag), int(n), float(g)] for lag, n, g in table] == [
+        [0, 2, 1.0],
+        [2, 1, 0.25],
+    ]
