@@ -1,16 +1,18 @@
 """What a kitchen run knows of the second task in an episode: a Markdown table.
 
     python figures/second_task.py --run-dirs runs/kitchen
+    python figures/second_task.py --run-dirs runs/kitchen --updates 20000 --hidden-dim 256
 
 Of all replayed episodes after warm-up in which a second task was done, at so many steps
 before: the return that followed, discounted; Q of the policy's candidates, its deviation
 over them; Q of the action taken there, the difference of the twins at it; and the cosine
 between what weights do to the candidates' mean and the way from this to the action taken.
-Where it is near 0 the critics do not tell that action from others.
+Where it is near 0 the critics do not tell that action from others. The second command
+asks critics that are new, and have learned from the same replay while the policy stayed.
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -34,21 +36,32 @@ class Args:
     run_dirs: tuple[Path, ...]  # with checkpoint.pt
     lags: tuple[int, ...] = (0, 1, 2, 5, 10, 20)  # steps before
     num_candidates: int = 64  # at each state
-    seed: int = 0  # of the noise
+    updates: int = 0  # of new critics; 0: the run's own
+    hidden_dim: int = 128  # their width
+    batch_size: int = 256  # their batch
+    seed: int = 0  # of the noise, and of new critics
 
 
 def load(run_dir: Path):
-    """The checkpoint's agent, and s (n,S), a (n,d), r (n,) of its replay after warm-up."""
+    """The checkpoint's agent and replay."""
     saved = torch.load(run_dir / "checkpoint.pt", map_location="cpu", weights_only=True)
     args = fmer.Args(**saved["args"])
     env = fmer.make_env(fmer.chosen_tasks(args))
     (obs_dim,), (action_dim,) = env.observation_space.shape, env.action_space.shape
     agent = fmer.Agent(obs_dim, action_dim, args)
     agent.load_state_dict(saved["agent"])
-    start = -(-args.learning_starts // EPISODE) * EPISODE  # an episode's first step
-    rows = saved["rows"][start:]
-    s, a, r, _, _ = rows.split([obs_dim, action_dim, 1, obs_dim, 1], 1)
-    return agent, s, a, r.squeeze(1)
+    buffer = fmer.ReplayBuffer(len(saved["rows"]), obs_dim, action_dim, "cpu")
+    buffer.rows, buffer.num_added = saved["rows"], len(saved["rows"])
+    return agent, buffer
+
+
+def learn_anew(agent, buffer, args: Args) -> None:
+    """Gives the agent new critics, which learn by Eq. (12), (13) and the Polyak step."""
+    new = fmer.Agent(*agent.dims, replace(agent.args, hidden_dim=args.hidden_dim))
+    agent.critic, agent.target_critic = new.critic, new.target_critic
+    agent.q_optimizer = new.q_optimizer
+    for _ in range(args.updates):
+        agent.update(buffer.sample(args.batch_size), with_actor=False)
 
 
 def second_tasks(r: torch.Tensor) -> list[tuple[int, int]]:
@@ -81,8 +94,12 @@ def main(args: Args) -> None:
     print(HEAD)
     for run_dir in args.run_dirs:
         torch.manual_seed(args.seed)
-        agent, s, a, r = load(run_dir)
-        found = second_tasks(r)
+        agent, buffer = load(run_dir)
+        if args.updates:
+            learn_anew(agent, buffer, args)
+        start = -(-agent.args.learning_starts // EPISODE) * EPISODE  # an episode's first
+        s, a, r, _, _ = buffer.rows[start:].split(buffer.widths, dim=1)
+        found = second_tasks(r.squeeze(1))
         for lag in args.lags:
             at = [second - lag for first, second in found if second - lag > first]
             if at:

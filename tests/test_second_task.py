@@ -46,6 +46,20 @@ def test_actions_that_a_known_critic_prefers_and_does_not(agent):
         assert cosine * toward > 0.2  # of the nine dimensions one is alike
 
 
+def test_new_critics_learn_and_the_policy_stays(agent):
+    """Reward 1 and an end: Q = 1."""
+    buffer = fmer.ReplayBuffer(101, S, D, "cpu")
+    buffer.rows, buffer.num_added = torch.randn(101, 2 * S + D + 2), 101
+    buffer.rows[:, [S + D, -1]] = 1
+    policy = {k: v.clone() for k, v in agent.velocity.state_dict().items()}
+    args = second_task.Args(run_dirs=(), updates=300, hidden_dim=31, batch_size=23)
+    second_task.learn_anew(agent, buffer, args)
+    s, a, _, _, _ = buffer.rows.split(buffer.widths, dim=1)
+    assert agent.critic(s, a).mean().item() == pytest.approx(1, abs=0.1)
+    assert agent.critic.q1.hidden.weight.shape == (31, 31)
+    assert all(torch.equal(v, policy[k]) for k, v in agent.velocity.state_dict().items())
+
+
 def test_the_table_is_of_episodes_after_warm_up(agent, tmp_path, capsys):
     args = fmer.Args(**(SMALL | dict(learning_starts=281, gamma=0.5)))
     rows = torch.zeros(4 * 280, 2 * S + D + 2)
