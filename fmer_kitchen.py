@@ -278,10 +278,9 @@ def sampler_entropy(velocity, s, path, k):
 def ode_entropy(velocity, s, path, k, probe):
     """H = d·H_0 + ∫ E[∇·v − 2 tanh(x)·v] dt, ∇·v ≈ εᵀ(∂v/∂x)ε.  Eq. (9)
     The limit of (8) for h → 0. Arguments as there, and Hutchinson's probe ε = ±1 (B,d)."""
-    h = 1 / (len(path) - 1)
     batch_size, d = path.shape[1:]
     x = path[k, torch.arange(batch_size, device=s.device)].detach().requires_grad_()
-    v = velocity(s, x, h * k.unsqueeze(1))  # (B,d)
+    v = velocity(s, x, k.unsqueeze(1) / (len(path) - 1))  # (B,d)
     (vjp,) = torch.autograd.grad(v, x, probe, create_graph=True)  # εᵀ(∂v/∂x), (B,d)
     return d * BASE_ENTROPY + (vjp * probe - 2 * x.tanh() * v).sum(-1).mean()  # K·h = 1
 
@@ -578,8 +577,9 @@ if __name__ == "__main__":
     stop = threading.Event()
 
     def on_signal(number, frame):
-        signal.signal(number, signal.SIG_DFL if stop.is_set() and number > 1 else on_signal)
-        stop.set()  # a third signal kills, but no SIGHUP (1)
+        if stop.is_set() or number == 1:  # a third signal kills, but no SIGHUP (1)
+            signal.signal(number, signal.SIG_DFL if number > 1 else signal.SIG_IGN)
+        stop.set()
 
     for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGINT)):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP

@@ -23,6 +23,7 @@ from figures import (
     metrics,
     multigoal,
     sac_cleanrl,
+    second_task,
     speed,
 )
 
@@ -42,6 +43,7 @@ MODULES = {
     "figures/metrics.py": metrics,
     "figures/multigoal.py": multigoal,
     "figures/sac_cleanrl.py": sac_cleanrl,
+    "figures/second_task.py": second_task,
     "figures/speed.py": speed,
     "tests/maintenance/kills.py": kills,
 }
