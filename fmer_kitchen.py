@@ -282,7 +282,7 @@ def ode_entropy(velocity, s, path, k, probe):
     x = path[k, torch.arange(batch_size, device=s.device)].detach().requires_grad_()
     v = velocity(s, x, k.unsqueeze(1) / (len(path) - 1))  # (B,d)
     (vjp,) = torch.autograd.grad(v, x, probe, create_graph=True)  # εᵀ(∂v/∂x), (B,d)
-    return d * BASE_ENTROPY + (vjp * probe - 2 * x.tanh() * v).sum(-1).mean()  # K·h = 1
+    return d * BASE_ENTROPY + (vjp * probe - 2 * x.tanh() * v).sum(-1).mean()  # E_k = ∫ dt
 
 
 class Agent(nn.Module):

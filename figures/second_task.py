@@ -21,6 +21,7 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import fmer_kitchen as fmer
+from figures import diagnose
 
 EPISODE = 280  # steps, unless all tasks are done
 HEAD = (
@@ -33,7 +34,7 @@ HEAD = (
 class Args:
     """Print what critics and policy know of the steps before a second task."""
 
-    run_dirs: tuple[Path, ...]  # with checkpoint.pt
+    run_dirs: tuple[Path, ...]  # with policy.pt and checkpoint.pt
     lags: tuple[int, ...] = (0, 1, 2, 5, 10, 20)  # steps before
     num_candidates: int = 64  # at each state
     updates: int = 0  # of new critics; 0: the run's own
@@ -44,13 +45,10 @@ class Args:
 
 def load(run_dir: Path):
     """The checkpoint's agent and replay."""
+    _, agent, _ = diagnose.load(run_dir)
     saved = torch.load(run_dir / "checkpoint.pt", map_location="cpu", weights_only=True)
-    args = fmer.Args(**saved["args"])
-    env = fmer.make_env(fmer.chosen_tasks(args))
-    (obs_dim,), (action_dim,) = env.observation_space.shape, env.action_space.shape
-    agent = fmer.Agent(obs_dim, action_dim, args)
     agent.load_state_dict(saved["agent"])
-    buffer = fmer.ReplayBuffer(len(saved["rows"]), obs_dim, action_dim, "cpu")
+    buffer = fmer.ReplayBuffer(len(saved["rows"]), *agent.dims, "cpu")
     buffer.rows, buffer.num_added = saved["rows"], len(saved["rows"])
     return agent, buffer
 

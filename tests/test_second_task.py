@@ -61,10 +61,12 @@ def test_new_critics_learn_and_the_policy_stays(agent):
 
 
 def test_the_table_is_of_episodes_after_warm_up(agent, tmp_path, capsys):
-    args = fmer.Args(**(SMALL | dict(learning_starts=281, gamma=0.5)))
+    args = asdict(fmer.Args(**(SMALL | dict(learning_starts=281, gamma=0.5))))
+    policy = {"args": args, "dims": agent.dims, "agent": agent.state_dict()}
+    torch.save(policy, tmp_path / "policy.pt")
     rows = torch.zeros(4 * 280, 2 * S + D + 2)
     rows[[3, 9, 2 * 280 + 50, 2 * 280 + 60, 3 * 280 + 70, 3 * 280 + 71], S + D] = 1
-    content = {"args": asdict(args), "agent": agent.state_dict(), "rows": rows}
+    content = {"args": args, "agent": agent.state_dict(), "rows": rows}
     torch.save(content, tmp_path / "checkpoint.pt")
     second_task.main(second_task.Args(run_dirs=(tmp_path,), lags=(0, 2, 10)))
     table = [line.split("|")[2:5] for line in capsys.readouterr().out.splitlines()[2:]]
