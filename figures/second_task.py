@@ -23,7 +23,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import fmer_kitchen as fmer
 from figures import diagnose
 
-EPISODE = 280  # steps, unless all tasks are done
 HEAD = (
     "| run | steps before | episodes | return | Q | its deviation | of the action taken "
     "| twins' difference | cosine |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|"
@@ -36,6 +35,7 @@ class Args:
 
     run_dirs: tuple[Path, ...]  # with policy.pt and checkpoint.pt
     lags: tuple[int, ...] = (0, 1, 2, 5, 10, 20)  # steps before
+    episode_length: int = 280  # steps, unless all tasks are done
     num_candidates: int = 64  # at each state
     updates: int = 0  # of new critics; 0: the run's own
     hidden_dim: int = 128  # their width
@@ -62,11 +62,11 @@ def learn_anew(agent, buffer, args: Args) -> None:
         agent.update(buffer.sample(args.batch_size), with_actor=False)
 
 
-def second_tasks(r: torch.Tensor) -> list[tuple[int, int]]:
+def second_tasks(r: torch.Tensor, episode_length: int) -> list[tuple[int, int]]:
     """Indices of an episode's first two rewarded steps, of each that has two."""
     found = []
-    for start in range(0, len(r), EPISODE):
-        rewarded = r[start : start + EPISODE].nonzero().squeeze(1) + start
+    for start in range(0, len(r), episode_length):
+        rewarded = r[start : start + episode_length].nonzero().squeeze(1) + start
         if len(rewarded) > 1:
             found.append((int(rewarded[0]), int(rewarded[1])))
     return found
@@ -95,9 +95,10 @@ def main(args: Args) -> None:
         agent, buffer = load(run_dir)
         if args.updates:
             learn_anew(agent, buffer, args)
-        start = -(-agent.args.learning_starts // EPISODE) * EPISODE  # an episode's first
+        in_warm_up = -(-agent.args.learning_starts // args.episode_length)  # episodes
+        start = in_warm_up * args.episode_length
         s, a, r, _, _ = buffer.rows[start:].split(buffer.widths, dim=1)
-        found = second_tasks(r.squeeze(1))
+        found = second_tasks(r.squeeze(1), args.episode_length)
         for lag in args.lags:
             at = [second - lag for first, second in found if second - lag > first]
             if at:

@@ -28,7 +28,8 @@ class Linear(torch.nn.Module):
 def test_the_first_two_rewards_of_each_episode_that_has_two():
     r = torch.zeros(3 * 280 + 100)
     r[[7, 290, 300, 310, 3 * 280, 3 * 280 + 99]] = 1
-    assert second_task.second_tasks(r) == [(290, 300), (840, 939)]
+    assert second_task.second_tasks(r, 280) == [(290, 300), (840, 939)]
+    assert second_task.second_tasks(r, 20) == [(300, 310)]
 
 
 def test_actions_that_a_known_critic_prefers_and_does_not(agent):
@@ -68,9 +69,12 @@ def test_the_table_is_of_episodes_after_warm_up(agent, tmp_path, capsys):
     rows[[3, 9, 2 * 280 + 50, 2 * 280 + 60, 3 * 280 + 70, 3 * 280 + 71], S + D] = 1
     content = {"args": args, "agent": agent.state_dict(), "rows": rows}
     torch.save(content, tmp_path / "checkpoint.pt")
-    second_task.main(second_task.Args(run_dirs=(tmp_path,), lags=(0, 2, 10)))
-    table = [line.split("|")[2:5] for line in capsys.readouterr().out.splitlines()[2:]]
-    assert [[int(lag), int(n), float(g)] for lag, n, g in table] == [
-        [0, 2, 1.0],
-        [2, 1, 0.25],
-    ]
+    for length, expected in (
+        (280, [[0, 2, 1.0], [2, 1, 0.25]]),
+        (5, [[0, 1, 1.0]]),
+    ):
+        args = second_task.Args((tmp_path,), lags=(0, 2, 10), episode_length=length)
+        second_task.main(args)
+        lines = capsys.readouterr().out.splitlines()[2:]
+        table = [[float(cell) for cell in line.split("|")[2:5]] for line in lines]
+        assert table == expected
