@@ -86,7 +86,7 @@ def test_the_tables_of_the_kitchens_training_are_the_output_of_their_command(
 ):
     monkeypatch.chdir(ROOT)
     lines = [line for line in commands() if "kitchen_progress.py" in line]
-    assert len(lines) == 6
+    assert len(lines) == 8
     for line in lines:
         words = [sorted(glob.glob(word)) or [word] for word in shlex.split(line)[2:]]
         args = tyro.cli(kitchen_progress.Args, args=sum(words, []))
