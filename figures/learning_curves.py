@@ -56,7 +56,7 @@ class Args:
     """Print a table of recorded runs, and draw them."""
 
     results: tuple[Path, ...] = (Path("results"),)  # <task>/<method>/seed_<k>.csv in each
-    tasks: tuple[str, ...] = ()  # only these
+    tasks: tuple[str, ...] = ()  # only these, in this order
     until: float = math.inf  # evaluations up to this step
     beyond: float = -1  # methods with a run of more steps than this
     ablations: bool = False  # those in <results>/ablations
@@ -139,7 +139,8 @@ def load(args: Args) -> Curves:
         curves.setdefault(task, {})[method] = runs
     if not curves:
         raise SystemExit(f"error: no run has more than {args.beyond:g} steps")
-    return curves
+    order = args.tasks or curves
+    return {task: curves[task] for task in order if task in curves}
 
 
 def interval(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -238,9 +239,9 @@ def draw(curves: Curves) -> Figure:
         raise SystemExit("error: nothing to draw: no run was evaluated twice")
     drawn.sort(key=lambda task: not rises(curves[task]))
     names = sorted({method for task in drawn for method in curves[task]})
-    columns = min(len(drawn), 3)
+    columns = min(len(drawn), 4)
     rows = math.ceil(len(drawn) / columns)
-    figure = Figure((3.6 * columns, 3 * rows))
+    figure = Figure((2.9 * columns, 2.7 * rows))
     for i, task in enumerate(drawn):
         panel = figure.add_subplot(rows, columns, i + 1)
         for method, runs in curves[task].items():
@@ -249,8 +250,8 @@ def draw(curves: Curves) -> Figure:
         bottom, top = panel.get_ylim()
         panel.set_yticks([tick for tick in panel.get_yticks() if bottom <= tick <= top])
         lines = len(curves[task]) + bool(beyond)
-        panel.set_ylim(bottom, top + 0.12 * (1 + lines) * (top - bottom))  # for the legend
-        legend = panel.legend(loc="upper left", alignment="left", title=beyond)
+        panel.set_ylim(bottom, top + 0.13 * (1 + lines) * (top - bottom))  # for the legend
+        legend = panel.legend(loc="upper left", alignment="left", title=beyond, fontsize=8)
         legend.get_title().set(color="0.4", size=7)
         panel.set(title=task, ylabel=score_name(task))
         panel.margins(x=0)
@@ -275,18 +276,18 @@ def draw_curve(panel, method: str, runs: Method, colour: str) -> None:
 def draw_published(panel, task: str) -> str:
     """Published levels as lines. Returned in words: those too high for the curves."""
     highest = 100 if is_kitchen(task) else 2 * panel.get_ylim()[1]
-    left, right = (0.01, "left"), (0.99, "right")  # apart, as levels may be close
+    left, right = (0.01, "left", "bottom"), (0.99, "right", "top")  # levels may be close
     levels = [(label, level, left) for label, level in paper(task).items()]
     levels += [(label, mean, right) for label, (mean, _) in cleanrl(task).items()]
-    place = dict(xycoords=("axes fraction", "data"), va="bottom", color="0.4", size=7)
+    style = dict(xycoords=("axes fraction", "data"), color="0.4", size=7)
     beyond = []
-    for label, level, (x, side) in levels:
+    for label, level, (x, side, edge) in levels:
         text = f"{label.split(' (')[0]}: {level}"
         if level > highest:
             beyond.append(f"↑ {text}")
         else:
             panel.axhline(level, color="0.5", lw=0.9, ls=":")
-            panel.annotate(text, (x, level), ha=side, **place)
+            panel.annotate(text, (x, level), ha=side, va=edge, **style)
     return "\n".join(beyond)
 
 

@@ -89,6 +89,8 @@ def test_table_by_seed_follows_each_seed_to_its_end(results):
         "| HalfCheetah-v4 | sac | 20,000 | 0 | 1 | 1 |",
         "| Idle-v5 | random | 0 | 1 | 1 | 1 |",
     ]
+    order = ("FrankaKitchen-v1-4", "Idle-v5", "HalfCheetah-v4")
+    assert tuple(lc.load(lc.Args((results,), tasks=order))) == order
     longer = lc.load(lc.Args((results,), tasks=("HalfCheetah-v4",), beyond=20_000))
     assert list(longer["HalfCheetah-v4"]) == ["fmer"], "the other has no more steps"
     one = curves["HalfCheetah-v4"]["fmer"].seeds["seed_3"]
