@@ -8,8 +8,10 @@ import subprocess
 from pathlib import Path
 
 import kills
+import numpy as np
 import pytest
 import tyro
+from scipy.stats import f_oneway
 
 import fmer_continuous
 import fmer_kitchen
@@ -93,6 +95,35 @@ def test_the_tables_of_the_kitchens_training_are_the_output_of_their_command(
         kitchen_progress.main(args)
         assert len(args.runs) > (1 if args.single_tasks else 5)
         assert capsys.readouterr().out in TEXT, line
+
+
+def test_changes_with_three_seeds_are_compared_by_their_episodes():
+    section = PAGES["kitchen.md"].split("### One change, three seeds")[1].split("\n\n")
+    rows = [line.strip("| ").split(" | ") for line in section[2].splitlines()[2:]]
+    done, bias = [], []
+    for name, *_, counts, biases in rows:
+        parent = "FrankaKitchen-v1-7" if name == "`fmer`" else "levers/FrankaKitchen-v1-7"
+        folder = ROOT / "results" / parent / name.strip("`")
+        tables = [kitchen_progress.episodes(folder / f"train_{k}.csv") for k in (1, 2, 3)]
+        parts = [(20_000 < each["step"]) & (each["step"] <= 40_000) for each in tables]
+        assert {part.sum() for part in parts} == {71}
+        pairs = list(zip(tables, parts, strict=True))
+        done.append([(each["tasks_completed"][part] > 0).sum() for each, part in pairs])
+        bias.append([each["q_bias"][part].mean() for each, part in pairs])
+        assert counts == " ".join(map(str, done[-1])), name
+        assert biases == " ".join(f"{value:.2f}" for value in bias[-1]), name
+    claims = re.sub(r"\s+", " ", section[3])
+    within = np.sqrt(np.var(done, axis=1, ddof=1).mean())
+    between = np.std(np.mean(done, axis=1), ddof=1)
+    assert f"deviate by {within:.1f} episodes" in claims
+    assert f"would by {within / np.sqrt(3):.1f}; the means of the {len(rows)} " in claims
+    assert f"rows deviate by {between:.1f}" in claims
+    for values in (done, bias):
+        statistic, p = f_oneway(*values)
+        assert f"F = {statistic:.1f}, p = {p:.2g})" in claims
+    correlation = np.corrcoef(np.mean(done, axis=1), np.mean(bias, axis=1))[0, 1]
+    assert f"correlation of the means is {correlation:.2f}" in claims
+    assert f"the mean of all, {np.mean(done):.1f}," in claims
 
 
 def test_every_command_parses_and_every_table_has_one():
