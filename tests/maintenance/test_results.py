@@ -11,7 +11,7 @@ import kills
 import numpy as np
 import pytest
 import tyro
-from scipy.stats import f_oneway
+from scipy.stats import f_oneway, nct, t
 
 import fmer_continuous
 import fmer_kitchen
@@ -97,6 +97,14 @@ def test_the_tables_of_the_kitchens_training_are_the_output_of_their_command(
         assert capsys.readouterr().out in TEXT, line
 
 
+def after_warm_up(path):
+    """(did a task, q_bias) of each training episode from 20,000 to 40,000 steps."""
+    table = kitchen_progress.episodes(path)
+    part = (20_000 < table["step"]) & (table["step"] <= 40_000)
+    assert part.sum() == 71
+    return table["tasks_completed"][part] > 0, table["q_bias"][part]
+
+
 def test_changes_with_three_seeds_are_compared_by_their_episodes():
     section = PAGES["kitchen.md"].split("### One change, three seeds")[1].split("\n\n")
     rows = [line.strip("| ").split(" | ") for line in section[2].splitlines()[2:]]
@@ -104,12 +112,9 @@ def test_changes_with_three_seeds_are_compared_by_their_episodes():
     for name, *_, counts, biases in rows:
         parent = "FrankaKitchen-v1-7" if name == "`fmer`" else "levers/FrankaKitchen-v1-7"
         folder = ROOT / "results" / parent / name.strip("`")
-        tables = [kitchen_progress.episodes(folder / f"train_{k}.csv") for k in (1, 2, 3)]
-        parts = [(20_000 < each["step"]) & (each["step"] <= 40_000) for each in tables]
-        assert {part.sum() for part in parts} == {71}
-        pairs = list(zip(tables, parts, strict=True))
-        done.append([(each["tasks_completed"][part] > 0).sum() for each, part in pairs])
-        bias.append([each["q_bias"][part].mean() for each, part in pairs])
+        seeds = [after_warm_up(folder / f"train_{seed}.csv") for seed in (1, 2, 3)]
+        done.append([did_a_task.sum() for did_a_task, _ in seeds])
+        bias.append([q_bias.mean() for _, q_bias in seeds])
         assert counts == " ".join(map(str, done[-1])), name
         assert biases == " ".join(f"{value:.2f}" for value in bias[-1]), name
     claims = re.sub(r"\s+", " ", section[3])
@@ -124,6 +129,14 @@ def test_changes_with_three_seeds_are_compared_by_their_episodes():
     correlation = np.corrcoef(np.mean(done, axis=1), np.mean(bias, axis=1))[0, 1]
     assert f"correlation of the means is {correlation:.2f}" in claims
     assert f"the mean of all, {np.mean(done):.1f}," in claims
+    assert "takes 6 seeds, half as much again 19 (a two-sided t-test at p = 0.05" in claims
+    for share, seeds in ((1, 6), (0.5, 19)):
+        n = np.array([seeds - 1, seeds])
+        shift = share * np.mean(done) / (within * np.sqrt(2 / n))
+        power = nct.sf(t.ppf(0.975, 2 * n - 2), 2 * n - 2, shift)
+        assert power[0] < 0.8 <= power[1]
+    for page in (PAGES["kitchen.md"], (ROOT / "README.md").read_text()):
+        assert f"[{len(rows) - 2} changes](" in page, "all rows but the two of `fmer`"
 
 
 def test_every_command_parses_and_every_table_has_one():
