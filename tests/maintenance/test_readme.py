@@ -59,8 +59,8 @@ def test_commands_parse():
 
 
 def test_the_command_of_the_tests_is_that_of_ci():
-    assert "python -m pytest -q tests" in commands()
-    assert "python -m pytest -q tests" in (ROOT / ".ci" / "run").read_text()
+    assert "python -m pytest -q -n2 tests" in commands()
+    assert "python -m pytest -q -n2 tests" in (ROOT / ".ci" / "run").read_text()
 
 
 def test_flags_exist():
