@@ -129,8 +129,8 @@ def test_changes_with_three_seeds_are_compared_by_their_episodes():
     correlation = np.corrcoef(np.mean(done, axis=1), np.mean(bias, axis=1))[0, 1]
     assert f"correlation of the means is {correlation:.2f}" in claims
     assert f"the mean of all, {np.mean(done):.1f}," in claims
-    assert "takes 6 seeds, half as much again 19 (a two-sided t-test at p = 0.05" in claims
-    for share, seeds in ((1, 6), (0.5, 19)):
+    assert "takes 6 seeds, half as much again 18 (a two-sided t-test at p = 0.05" in claims
+    for share, seeds in ((1, 6), (0.5, 18)):
         n = np.array([seeds - 1, seeds])
         shift = share * np.mean(done) / (within * np.sqrt(2 / n))
         power = nct.sf(t.ppf(0.975, 2 * n - 2), 2 * n - 2, shift)
