@@ -249,7 +249,7 @@ def draw(curves: Curves) -> Figure:
         beyond = draw_published(panel, task)
         bottom, top = panel.get_ylim()
         panel.set_yticks([tick for tick in panel.get_yticks() if bottom <= tick <= top])
-        lines = len(curves[task]) + bool(beyond)
+        lines = len(curves[task]) + len(beyond.splitlines())
         panel.set_ylim(bottom, top + 0.13 * (1 + lines) * (top - bottom))  # for the legend
         legend = panel.legend(loc="upper left", alignment="left", title=beyond, fontsize=8)
         legend.get_title().set(color="0.4", size=7)
@@ -275,19 +275,19 @@ def draw_curve(panel, method: str, runs: Method, colour: str) -> None:
 
 def draw_published(panel, task: str) -> str:
     """Published levels as lines. Returned in words: those too high for the curves."""
-    highest = 100 if is_kitchen(task) else 2 * panel.get_ylim()[1]
-    left, right = (0.01, "left", "bottom"), (0.99, "right", "top")  # levels may be close
-    levels = [(label, level, left) for label, level in paper(task).items()]
-    levels += [(label, mean, right) for label, (mean, _) in cleanrl(task).items()]
+    highest = 100 if is_kitchen(task) else 1.2 * panel.get_ylim()[1]
+    levels = [(label, level, "bottom") for label, level in paper(task).items()]
+    levels += [(label, mean, "top") for label, (mean, _) in cleanrl(task).items()]
     style = dict(xycoords=("axes fraction", "data"), color="0.4", size=7)
+    style["bbox"] = dict(facecolor="white", edgecolor="none", alpha=0.7, pad=0.5)
     beyond = []
-    for label, level, (x, side, edge) in levels:
+    for label, level, edge in levels:  # above or below its line: levels may be close
         text = f"{label.split(' (')[0]}: {level}"
         if level > highest:
             beyond.append(f"↑ {text}")
         else:
             panel.axhline(level, color="0.5", lw=0.9, ls=":")
-            panel.annotate(text, (x, level), ha=side, va=edge, **style)
+            panel.annotate(text, (0.01, level), va=edge, **style)
     return "\n".join(beyond)
 
 

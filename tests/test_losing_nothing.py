@@ -228,6 +228,17 @@ def test_a_transition_that_is_not_finite_stops_the_run_at_its_step(
     assert left["progress"]["step"] == 52 and all_finite(left)
 
 
+@pytest.mark.parametrize("value", [np.nan, -np.inf, 1e39])
+def test_a_number_of_any_kind_must_be_finite_in_single_precision(fmer, value):
+    tensor = torch.full((3, 5), 1e30)
+    fmer.require_finite("all", {"reward": np.float32(1), "rows": tensor, "none": 7 * [""]})
+    tensor = tensor.double()
+    tensor[2, 1] = value
+    for bad in (value, np.float32(value), np.array([0, value]), tensor):
+        with pytest.raises(SystemExit, match="^error: all a b is not finite$"):
+            fmer.require_finite("all", {"a": {"c": 1.0, "b": bad}})
+
+
 def poison_networks(agent, buffer):
     torch.nn.init.constant_(agent.critic.q1.out.bias, torch.nan)
 
@@ -383,8 +394,9 @@ def test_a_last_checkpoint_that_cannot_be_written_leaves_nothing_open(
 ):
     """The lock is free, and what is printed last is the error, not the bar."""
 
-    def full_disk(*_):
-        raise SystemExit("error: cannot write")
+    def full_disk(run_dir, agent, buffer, progress):
+        if progress.step == 40:
+            raise SystemExit("error: cannot write")
 
     monkeypatch.setattr(fmer_continuous, "save_checkpoint", full_disk)
     with pytest.raises(SystemExit, match="cannot write") as caught:

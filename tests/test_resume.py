@@ -211,7 +211,7 @@ def test_a_finished_run_can_be_made_longer(tmp_path, whole):
     assert_same_run(tmp_path / "run", whole[fmer_continuous])
 
 
-def test_a_checkpoint_is_written_every_few_minutes_and_at_the_end(tmp_path, monkeypatch):
+def test_a_checkpoint_is_written_first_every_few_minutes_and_last(tmp_path, monkeypatch):
     """By a clock on which a step of the environment takes a minute."""
     written, clock = [], SimpleNamespace(now=0.0, time=time.time)
     save, step = fmer_continuous.save_checkpoint, Target.step
@@ -229,7 +229,7 @@ def test_a_checkpoint_is_written_every_few_minutes_and_at_the_end(tmp_path, monk
     monkeypatch.setattr(Target, "step", slow_step)
     clock.monotonic = lambda: clock.now
     monkeypatch.setattr(fmer_continuous, "time", clock)
-    for minutes, steps in ((20, [20, 40, 50]), (1e9, [50]), (25, [25, 50])):
+    for minutes, steps in ((20, [0, 20, 40, 50]), (1e9, [0, 50]), (25, [0, 25, 50])):
         written.clear()
         changes = dict(total_timesteps=50, checkpoint_minutes=minutes, eval_interval=0)
         run(fmer_continuous, tmp_path / str(minutes), **changes)

@@ -1,12 +1,14 @@
 """The loop against Algorithm 1, evaluation, outputs and the command line."""
 
 import csv
+import json
 import math
 import os
 import shlex
 import subprocess
 import sys
 import threading
+from dataclasses import asdict
 from pathlib import Path
 
 import gymnasium as gym
@@ -356,7 +358,11 @@ def test_output_files(tmp_path, capsys):
     for name, steps in (("return", range(7, 98, 7)), ("length", range(7, 98, 7))):
         assert [e.step for e in events.Scalars(f"charts/episodic_{name}")] == list(steps)
     assert [e.step for e in events.Scalars("losses/qf_loss")] == [39, 52, 65, 78, 91]
-    assert "hyperparameters/text_summary" in events.Tags()["tensors"]
+    (flags,) = events.Tensors("hyperparameters/text_summary")
+    (text,) = flags.tensor_proto.string_val
+    fence, *lines, last = text.decode().splitlines()
+    assert fence == last == "```", "a block of code in TensorBoard's Markdown"
+    assert json.loads("".join(lines)) == asdict(result["agent"].args)
 
 
 def test_default_run_directory_is_cleanrls(tmp_path, monkeypatch):

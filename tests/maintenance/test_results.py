@@ -11,6 +11,7 @@ import kills
 import numpy as np
 import pytest
 import tyro
+from scipy.stats import f as f_distribution
 from scipy.stats import f_oneway, nct, t
 
 import fmer_continuous
@@ -126,6 +127,12 @@ def test_changes_with_three_seeds_are_compared_by_their_episodes():
     for values in (done, bias):
         statistic, p = f_oneway(*values)
         assert f"F = {statistic:.1f}, p = {p:.2g})" in claims
+    counts = np.array(done)  # two-way: settings and seeds
+    rest = counts - counts.mean(1, keepdims=True) - counts.mean(0) + counts.mean()
+    freedom = len(counts) - 1, 2 * (len(counts) - 1)
+    statistic = 3 * np.var(counts.mean(1), ddof=1) / (np.sum(rest**2) / freedom[1])
+    p = f_distribution.sf(statistic, *freedom)
+    assert f"blocks (F = {statistic:.1f}, p = {p:.2g})" in claims
     correlation = np.corrcoef(np.mean(done, axis=1), np.mean(bias, axis=1))[0, 1]
     assert f"correlation of the means is {correlation:.2f}" in claims
     assert f"the mean of all, {np.mean(done):.1f}," in claims
