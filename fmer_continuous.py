@@ -552,7 +552,7 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
                 progress.losses |= agent.update(buffer.sample(args.batch_size), with_actor)
             next_obs, reward, terminated, truncated, info = env.step(action)  # line 11
             buffer.add(obs, action, reward, next_obs, terminated)
-            agent.observe(obs)  # 0.1 ms; used with --normalize-observations
+            agent.observe(obs)  # used with --normalize-observations
             obs = next_obs
             progress.step = step
             progress.episode.append((action.tolist(), float(q), float(reward)))

@@ -278,8 +278,8 @@ def draw_published(panel, task: str) -> str:
     highest = 100 if is_kitchen(task) else 1.2 * panel.get_ylim()[1]
     levels = [(label, level, "bottom") for label, level in paper(task).items()]
     levels += [(label, mean, "top") for label, (mean, _) in cleanrl(task).items()]
-    style = dict(xycoords=("axes fraction", "data"), color="0.4", size=7)
-    style["bbox"] = dict(facecolor="white", edgecolor="none", alpha=0.7, pad=0.5)
+    behind = dict(facecolor="white", edgecolor="none", alpha=0.7, pad=0.5)
+    style = dict(xycoords=("axes fraction", "data"), color="0.4", size=7, bbox=behind)
     beyond = []
     for label, level, edge in levels:  # above or below its line: levels may be close
         text = f"{label.split(' (')[0]}: {level}"

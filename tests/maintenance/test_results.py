@@ -127,10 +127,10 @@ def test_changes_with_three_seeds_are_compared_by_their_episodes():
     for values in (done, bias):
         statistic, p = f_oneway(*values)
         assert f"F = {statistic:.1f}, p = {p:.2g})" in claims
-    counts = np.array(done)  # two-way: settings and seeds
-    rest = counts - counts.mean(1, keepdims=True) - counts.mean(0) + counts.mean()
-    freedom = len(counts) - 1, 2 * (len(counts) - 1)
-    statistic = 3 * np.var(counts.mean(1), ddof=1) / (np.sum(rest**2) / freedom[1])
+    cells = np.array(done)  # two-way: settings and seeds
+    rest = cells - cells.mean(1, keepdims=True) - cells.mean(0) + cells.mean()
+    freedom = len(rows) - 1, 2 * (len(rows) - 1)
+    statistic = 3 * between**2 / (np.sum(rest**2) / freedom[1])
     p = f_distribution.sf(statistic, *freedom)
     assert f"blocks (F = {statistic:.1f}, p = {p:.2g})" in claims
     correlation = np.corrcoef(np.mean(done, axis=1), np.mean(bias, axis=1))[0, 1]
