@@ -21,7 +21,6 @@ import json
 import os
 import signal
 import sys
-import threading
 import time
 import zipfile
 from dataclasses import asdict, dataclass
@@ -56,7 +55,7 @@ class Args:
     run_dir: str = ""  # empty: runs/<task>__<exp_name>__<seed>__<time>
     resume: bool = False  # continue the run in run_dir, with its own flags
     exp_name: str = "fmer_continuous"  # part of the run directory's name
-    eval_interval: int = 10_000  # steps between evaluations; 0: none
+    eval_interval: int = 10_000  # steps between evaluations; 0: none, and no policy.pt
     eval_episodes: int = 10  # in each evaluation, on fixed seeds
     log_interval: int = 1_000  # steps between the points of a curve
     checkpoint_minutes: float = 5.0  # minutes between checkpoints: what a crash can cost
@@ -393,12 +392,12 @@ class Agent(nn.Module):
         return losses | {"alpha": alpha, "temperature": temperature}
 
 
-def evaluate(agent: Agent, envs: list[gym.Env], stop=None) -> list[dict]:
+def evaluate(agent: Agent, envs: list[gym.Env], signals=()) -> list[dict]:
     """Metrics of one episode per env, by Eq. (14), seeds and noise fixed; [] if stopped."""
     generator = torch.Generator(agent.log_alpha.device).manual_seed(EVAL_SEED)
     obs = [env.reset(seed=EVAL_SEED + i)[0] for i, env in enumerate(envs)]
     metrics = [{} for _ in envs]  # empty: still running
-    while not all(metrics) and not (stop and stop.is_set()):
+    while not all(metrics) and not signals:
         actions, _ = agent.act(np.stack(obs), agent.args.num_act_candidates, generator)
         for i, env in enumerate(envs):
             if not metrics[i]:
@@ -461,9 +460,9 @@ def log(writer: SummaryWriter, prefix: str, values: dict, step: int) -> None:
     require_finite(f"step {step}: {prefix}", values)
 
 
-def run_evaluation(agent, envs, progress, run_dir, writer, stop) -> None:
+def run_evaluation(agent, envs, progress, run_dir, writer, signals) -> None:
     """Evaluate; record it in eval.csv, TensorBoard, policy.pt and the terminal."""
-    episodes = evaluate(agent, envs, stop)
+    episodes = evaluate(agent, envs, signals)
     if not episodes:  # stopped: a resumed run evaluates again
         return
     means = {name: np.mean([each[name] for each in episodes]) for name in episodes[0]}
@@ -481,8 +480,8 @@ def run_evaluation(agent, envs, progress, run_dir, writer, stop) -> None:
     tqdm.write(f"step {progress.step:,}: return {means['return']:.1f}")
 
 
-def main(args: Args, stop: threading.Event | None = None) -> dict:
-    """Algorithm 1, to its end or `stop`. Returns run_dir, agent, buffer, progress."""
+def main(args: Args, signals: list | tuple = ()) -> dict:
+    """Algorithm 1, to its end or a signal. Returns run_dir, agent, buffer, progress."""
     check(args)
     args.cuda = args.cuda and torch.cuda.is_available()  # a resumed run keeps its device
     device = "cuda" if args.cuda else "cpu"
@@ -500,7 +499,7 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
         env = make_env(task)
     except (gym.error.Error, ImportError) as error:
         raise SystemExit(f"error: cannot make {task!r}: {error}") from None
-    eval_envs = [make_env(task) for _ in range(args.eval_episodes)]
+    eval_envs = [make_env(task) for _ in range(args.eval_episodes) if args.eval_interval]
     (obs_dim,), (action_dim,) = env.observation_space.shape, env.action_space.shape
     total = args.total_timesteps
     needed = 8e-9 * min(args.buffer_size, total) * (2 * obs_dim + action_dim + 2)  # GB
@@ -534,8 +533,8 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
             progress.seconds = time.monotonic() - started
             if args.eval_interval and progress.step not in progress.eval_returns:
                 if progress.step % args.eval_interval == 0 or progress.step == total:
-                    run_evaluation(agent, eval_envs, progress, run_dir, writer, stop)
-            if progress.step >= total or (stop and stop.is_set()):
+                    run_evaluation(agent, eval_envs, progress, run_dir, writer, signals)
+            if progress.step >= total or signals:
                 break
             if time.monotonic() - last_save >= 60 * args.checkpoint_minutes:
                 writer.flush()  # a resumed run does not log these again
@@ -576,12 +575,12 @@ def main(args: Args, stop: threading.Event | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    stop = threading.Event()
+    signals = []  # an Event's set() waits for ever on a set() that it interrupts
 
     def on_signal(number, frame):
-        if stop.is_set() or number == 1:  # a third signal kills, but no SIGHUP (1)
+        if signals or number == 1:  # a third signal kills, but no SIGHUP (1)
             signal.signal(number, signal.SIG_DFL if number > 1 else signal.SIG_IGN)
-        stop.set()
+        signals.append(number)
 
     for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGINT)):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
@@ -594,7 +593,7 @@ if __name__ == "__main__":
         except (OSError, ValueError, TypeError) as error:
             raise SystemExit(f"error: cannot resume {args.run_dir!r}: {error}") from None
         args = tyro.cli(Args, default=saved)  # flags given now override the saved ones
-    run_dir = str(main(args, stop)["run_dir"])
-    if stop.is_set():
+    run_dir = str(main(args, signals)["run_dir"])
+    if signals:
         raise SystemExit(f"stopped; to continue: --run-dir {run_dir!r} --resume")
     print("done:", run_dir)

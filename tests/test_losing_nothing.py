@@ -99,20 +99,20 @@ def test_environments_are_closed(tmp_path, monkeypatch, failing_step):
     monkeypatch.setattr(Target, "close", lambda self: closed.append(self))
     if failing_step:
         with pytest.raises(RuntimeError, match="fell over"):
-            run(tmp_path)
+            run(tmp_path, eval_interval=97)
     else:
-        run(tmp_path)
+        run(tmp_path, eval_interval=97)
     assert len(set(closed)) == 4
 
 
 def test_an_error_during_an_evaluation_loses_no_step(tmp_path, monkeypatch):
     evaluate, evaluated = fmer_continuous.evaluate, []
 
-    def fails(agent, envs, stop):
+    def fails(agent, envs, signals):
         evaluated.append(1)
         if len(evaluated) == 3:
             raise RuntimeError("the simulator fell over")
-        return evaluate(agent, envs, stop)
+        return evaluate(agent, envs, signals)
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="fell over"):
         patch.setattr(fmer_continuous, "evaluate", fails)
@@ -497,6 +497,46 @@ def test_a_hangup_stops_a_run_and_its_lock_keeps_others_out(tmp_path, hangups_ar
         time.sleep(0.02)
     err = first.communicate(timeout=120)[1]
     assert first.returncode == 1 and "Traceback" not in err
+    assert err.splitlines()[-1].startswith("stopped; to continue: ")
+    assert saved(tmp_path / "run")["progress"]["step"] > 0
+
+
+HANGUPS_INSIDE_THE_HANDLER = """
+import runpy, signal, sys
+
+def observed(number, handler):  # a hangup at each call that the handler makes, at any depth
+    def hang_up(*_):
+        register(signal.SIGHUP, handler)  # the handler of the last one ignores the next
+        signal.raise_signal(signal.SIGHUP)
+        hangups.append(number)
+
+    def runs(number, frame):
+        sys.setprofile(hang_up)
+        handler(number, frame)
+        sys.setprofile(None)
+
+    return register(number, runs if callable(handler) else handler)
+
+register, signal.signal, hangups = signal.signal, observed, []
+try:
+    runpy.run_path(sys.argv.pop(1), run_name="__main__")
+finally:
+    print("hangups:", len(hangups))
+"""
+
+
+def test_signals_that_interrupt_the_handler_of_another_do_not_hang_a_run(tmp_path):
+    """As of two that `timeout` sends, one right after the other."""
+    flags = ["--env-id", "envs:Target-v0", "--checkpoint-minutes", "0"]
+    flags += ["--learning-starts", "1000000"]
+    process = start(tmp_path / "run", *flags, program=["-c", HANGUPS_INSIDE_THE_HANDLER])
+    wait_for(process, tmp_path / "run" / "checkpoint.pt")
+    process.send_signal(signal.SIGTERM)
+    try:
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert int(out.split("hangups: ")[1]) > 1
     assert err.splitlines()[-1].startswith("stopped; to continue: ")
     assert saved(tmp_path / "run")["progress"]["step"] > 0
 

@@ -43,20 +43,20 @@ RUNS = {
 pytestmark = pytest.mark.filterwarnings("ignore:.*share an object")  # the kitchen's goals
 
 
-def run(fmer, directory, stop=None, **changes):
+def run(fmer, directory, signals=(), **changes):
     events = sorted(directory.glob("events.*"))  # TensorBoard sorts them by their second
     while events and f".{int(time.time())}." in events[-1].name:
         time.sleep(0.05)
     settings = SMALL | RUNS[fmer] | dict(run_dir=str(directory)) | changes
-    return fmer.main(fmer.Args(**settings), stop)
+    return fmer.main(fmer.Args(**settings), signals)
 
 
 def run_until(monkeypatch, fmer, directory, step, **changes):
     """Stopped as by a signal that arrives in that step."""
-    stop = threading.Event()
+    signals = []
     with monkeypatch.context() as patch:
-        at_step(patch, fmer, step, stop.set)
-        run(fmer, directory, stop, **changes)
+        at_step(patch, fmer, step, lambda: signals.append(15))
+        run(fmer, directory, signals, **changes)
     assert saved(directory)["progress"]["step"] == step
 
 
@@ -145,10 +145,8 @@ def test_a_run_on_a_gpu_resumes_bit_for_bit(tmp_path, monkeypatch, fmer, step):
 def test_a_signal_during_start_up_or_on_the_last_step_loses_nothing(
     tmp_path, monkeypatch, whole
 ):
-    stop = threading.Event()
-    stop.set()
     for resume in (False, True):
-        run(fmer_continuous, tmp_path / "run", stop, resume=resume)
+        run(fmer_continuous, tmp_path / "run", [15], resume=resume)
         assert saved(tmp_path / "run")["progress"]["step"] == 0
     run_until(monkeypatch, fmer_continuous, tmp_path / "run", 97, resume=True)
     run(fmer_continuous, tmp_path / "run", resume=True)
@@ -158,17 +156,17 @@ def test_a_signal_during_start_up_or_on_the_last_step_loses_nothing(
 def test_a_signal_during_an_evaluation_makes_the_resumed_run_evaluate_again(
     tmp_path, monkeypatch, whole
 ):
-    stop, evaluate = threading.Event(), fmer_continuous.evaluate
+    evaluate = fmer_continuous.evaluate
 
-    def interrupted(agent, envs, stop):
+    def interrupted(agent, envs, signals):
         if stop_at.pop(0):
-            stop.set()
-        return evaluate(agent, envs, stop)
+            signals.append(15)
+        return evaluate(agent, envs, signals)
 
     stop_at = [False, False, False, True]  # at steps 0, 20, 40 and 60
     with monkeypatch.context() as patch:
         patch.setattr(fmer_continuous, "evaluate", interrupted)
-        result = run(fmer_continuous, tmp_path / "run", stop)
+        result = run(fmer_continuous, tmp_path / "run", [])
     assert list(result["progress"].eval_returns) == [0, 20, 40] and not stop_at
     assert saved(tmp_path / "run")["progress"]["step"] == 60
     run(fmer_continuous, tmp_path / "run", resume=True)
@@ -329,9 +327,9 @@ def test_a_missing_truncated_or_foreign_checkpoint_is_refused(tmp_path):
 # --- Real processes -----------------------------------------------------------------------
 
 
-def command(*flags, **options):
-    """A process of fmer_continuous.py, and what it is about to write."""
-    script = [sys.executable, str(ROOT / "fmer_continuous.py"), *flags]
+def command(*flags, program=(), **options):
+    """A process of fmer_continuous.py, or of a program about it, and what it will write."""
+    script = [sys.executable, *program, str(ROOT / "fmer_continuous.py"), *flags]
     environment = os.environ | {"PYTHONPATH": str(ROOT / "tests")}
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     return subprocess.Popen(script, env=environment, **pipes, **options)

@@ -7,7 +7,6 @@ import os
 import shlex
 import subprocess
 import sys
-import threading
 from dataclasses import asdict
 from pathlib import Path
 
@@ -324,11 +323,17 @@ def test_evaluation_episodes_of_different_lengths_are_each_run_to_their_end():
 
 
 def test_an_evaluation_is_abandoned_when_the_run_is_stopped():
-    agent, stop = fmer.Agent(3, 2, fmer.Args(**SMALL)), threading.Event()
+    agent = fmer.Agent(3, 2, fmer.Args(**SMALL))
     task = gym.wrappers.RecordEpisodeStatistics(Countdown(3))
-    assert fmer.evaluate(agent, [task], stop) != []
-    stop.set()
-    assert fmer.evaluate(agent, [task], stop) == []
+    assert fmer.evaluate(agent, [task], []) != []
+    assert fmer.evaluate(agent, [task], [15]) == []
+
+
+def test_without_evaluations_no_environments_are_made_for_them(tmp_path, monkeypatch):
+    made = []
+    watch(monkeypatch, fmer, "make_env", made)
+    run(tmp_path, total_timesteps=5, eval_interval=0)
+    assert len(made) == 1
 
 
 # --- Outputs ------------------------------------------------------------------------------
