@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Every run behind the tables. Finished runs are skipped, interrupted ones resumed.
+# The main runs behind the tables (of the others about.json beside them has the commands).
+# Finished runs are skipped, interrupted ones resumed.
 #
 #   ./benchmark.sh [--dry-run] SUITE ...      without a suite: which there are, and their cost
 #

@@ -1,4 +1,4 @@
-"""Each equation against a closed form, on both scripts: one section per equation.
+"""Equations against closed forms or sums written out, on both scripts: one section each.
 
 The functions draw nothing, so that expectations are sums here and need no patience:
 over all steps k, over all probes ±1, over the nodes of a quadrature. Flow matching takes

@@ -143,7 +143,7 @@ def test_changes_with_three_seeds_are_compared_by_their_episodes():
         power = nct.sf(t.ppf(0.975, 2 * n - 2), 2 * n - 2, shift)
         assert power[0] < 0.8 <= power[1]
     for page in (PAGES["kitchen.md"], (ROOT / "README.md").read_text()):
-        assert f"[{len(rows) - 2} changes](" in page, "all rows but the two of `fmer`"
+        assert f"[{len(rows) - 2} settings](" in page, "all rows but the two of `fmer`"
 
 
 def test_every_command_parses_and_every_table_has_one():
