@@ -200,9 +200,10 @@ def test_observations_are_scaled_to_unit_deviation_with_a_floor_and_clipped(fmer
     for each in obs:
         agent.observe(each)
     s = torch.tensor(obs, dtype=torch.float32)
-    s[0, 1], s[1, 2] = 1e6, 7.002
+    s[0, 0], s[0, 1], s[1, 2] = -1e6, 1e6, 7.002
     z = agent.normalize(s)
-    assert z[0, 1] == 10 and z[1, 2].item() == pytest.approx(0.2, rel=0.01)
+    assert z[0, :2].tolist() == [-10, 10]
+    assert z[1, 2].item() == pytest.approx(0.2, rel=0.01)
     assert not z[2:, 2:].any(), "what never moved"
     for column, deviation in ((0, 0.05), (1, 20.0)):
         expected = deviation / (deviation + 0.01)
@@ -334,6 +335,9 @@ def test_noise_times_steps_and_probes_are_independent_and_cover_their_range(
     assert 0 <= t.min() < 0.01 and 0.99 < t.max() <= 1
     assert abs(t.mean() - 0.5) < 0.02 and abs(t.std() - 12**-0.5) < 0.02
     assert not torch.equal(t, again["t"])
+    for noise in (x0 - x0.mean(), t - t.mean()):
+        first, second = noise[:, 0], noise[:, 1]
+        assert abs((first * second).mean()) < 0.06, "each candidate has its own"
     drift = (x0.mean(-1, keepdim=True) * (t - 0.5)).mean()
     assert abs(drift) < 0.01, "t is independent of x_0"
     entropy = calls[entropy_name][0]
@@ -372,7 +376,7 @@ def test_the_policys_step_is_on_flow_matching_less_alpha_times_entropy(
     calls = recorded(monkeypatch, fmer, "flow_matching_loss", entropy_name)
     agent.update_actor(random_batch()[0])  # another update leaves nothing behind:
     copied.load_state_dict(agent.velocity.state_dict())
-    alpha = agent.log_alpha.exp().item()
+    alpha, temperature = agent.log_alpha.exp().item(), agent.log_temperature.exp().item()
     losses = agent.update_actor(random_batch()[0])
     arguments = [calls[name][1] for name in ("flow_matching_loss", entropy_name)]
     values = [call.pop("result") for call in arguments]
@@ -384,6 +388,7 @@ def test_the_policys_step_is_on_flow_matching_less_alpha_times_entropy(
     assert losses["actor_loss"].item() == pytest.approx(loss.item(), rel=1e-5)
     assert losses["flow_matching"] == values[0] and losses["entropy"] == values[1]
     assert losses["alpha"].item() == pytest.approx(alpha)
+    assert losses["temperature"].item() == pytest.approx(temperature)
 
 
 def test_no_gradient_crosses_the_ode_solver_and_nothing_is_integrated_twice(fmer):
@@ -408,6 +413,19 @@ def test_learning_rates_reach_their_networks(fmer):
         names = [name for name in before if name.startswith(prefix)]
         largest = max((after[name] - before[name]).abs().max() for name in names)
         assert largest.item() == pytest.approx(rate, rel=0.01), prefix
+
+
+def test_a_step_moves_only_what_has_a_gradient(fmer):
+    """No decay of weights: behind a last layer of zeros gradients are zero."""
+    agent = new_agent(fmer)
+    for net in (agent.velocity.net, agent.critic.q1):
+        torch.nn.init.zeros_(net.out.weight)
+    before = snapshot(agent)
+    agent.update_critic(*random_batch())
+    agent.update_actor(random_batch()[0])
+    moved = changed(before, agent)
+    for name in ("velocity.net.", "critic.q1."):
+        assert name + "out.weight" in moved and name + "hidden.weight" not in moved
 
 
 # --- Line 9: the dual steps, Eqs. (6), (11) ----------------------------------------------
@@ -498,6 +516,7 @@ def test_target_critics_move_by_exactly_tau_towards_the_critics(fmer):
         for average, old, source in zip(averages, before, sources, strict=True):
             torch.testing.assert_close(average, 0.75 * old + 0.25 * source)
             assert not torch.equal(average, old), update
+            assert not average.requires_grad, "nor does Eq. (12) through them"
     assert steps_taken(agent.q_optimizer) == {2} and not agent.policy_optimizer.state
 
 

@@ -53,6 +53,19 @@ def test_the_real_environment_empties_its_list_in_reset():
     assert fmer.episode_metrics(info)["task/kettle"] == 0, "too late: hence before it"
 
 
+def test_a_task_is_rewarded_once_and_the_last_one_ends_the_episode():
+    """Completed by putting its goal where its object is."""
+    env, seen = fmer.make_env(["kettle", "microwave"]), []
+    env.reset(seed=1)
+    kitchen = env.unwrapped
+    for task in (None, "kettle", None, "microwave"):
+        if task:
+            state = kitchen._get_obs(kitchen.robot_env._get_obs())
+            kitchen.goal[task] = state["achieved_goal"][task]
+        seen.append(env.step(np.zeros(9, np.float32))[1:3])
+    assert seen == [(0, False), (1, False), (0, False), (1, True)]
+
+
 def test_observation_is_the_59_vector_without_goals():
     env = fmer.make_env(["microwave"])
     obs, _ = env.reset(seed=5)

@@ -234,6 +234,28 @@ def test_a_checkpoint_is_written_first_every_few_minutes_and_last(tmp_path, monk
         assert written == steps
 
 
+def test_a_resumed_run_goes_on_with_its_clock(tmp_path, monkeypatch):
+    """A step of the environment takes a minute, an evaluation and a pause nothing."""
+    clock, step = SimpleNamespace(now=0.0, time=time.time), Target.step
+
+    def slow_step(self, action):
+        clock.now += 60
+        return step(self, action)
+
+    clock.monotonic = lambda: clock.now
+    monkeypatch.setattr(Target, "step", slow_step)
+    monkeypatch.setattr(fmer_continuous, "time", clock)
+    monkeypatch.setattr(fmer_continuous, "evaluate", lambda *_: [{"return": 1.0}])
+    run(fmer_continuous, tmp_path / "run", total_timesteps=20)
+    run(fmer_continuous, tmp_path / "run", total_timesteps=60, resume=True)
+    with open(tmp_path / "run" / "eval.csv") as file:
+        rows = [(int(row["step"]), int(row["seconds"])) for row in csv.DictReader(file)]
+    assert rows == [(0, 0), (20, 1200), (40, 2400), (60, 3600)]
+    speed = EventAccumulator(str(tmp_path / "run")).Reload().Scalars("charts/SPS")
+    assert [e.step for e in speed] == [13, 26, 39, 52]
+    assert [e.value for e in speed] == pytest.approx([1 / 60] * 4)
+
+
 def test_a_resumed_episode_that_ends_sooner_is_followed_by_another(tmp_path, monkeypatch):
     """96 steps are 13 episodes of 7 and 5 steps; then episodes are of 3 steps."""
     changes = dict(env_id="ByChance-v0", eval_interval=0)

@@ -241,6 +241,18 @@ def test_same_seed_same_parameters_other_seed_others(tmp_path):
     assert torch.equal(first["buffer"].rows, second["buffer"].rows)
 
 
+def test_networks_and_noise_have_the_seed_too(tmp_path):
+    """In warm-up, where what environments show changes neither networks nor actions."""
+    warm_up = dict(learning_starts=97)
+    first, other = (run(tmp_path, str(seed), seed=seed, **warm_up) for seed in (3, 4))
+    for name in ("velocity.net.hidden.weight", "critic.q1.hidden.weight"):
+        weights = [result["agent"].state_dict()[name] for result in (first, other)]
+        assert not torch.equal(*weights), name
+    actions = [transitions(result["buffer"])[1] for result in (first, other)]
+    assert not (actions[0] == actions[1]).any()
+    assert abs(torch.corrcoef(actions[0].T)[0, 1]) < 0.3, "components are independent"
+
+
 def test_denormal_numbers_are_flushed_to_zero(tmp_path):
     torch.set_flush_denormal(False)
     assert torch.tensor([1e-40]).mul(2).item() > 0
@@ -268,7 +280,16 @@ def test_every_training_episode_has_a_seed_of_its_own(tmp_path, recorded_seeds):
     for seed in (3, 4):
         run(tmp_path, f"seed{seed}", seed=seed)
     assert len(recorded_seeds) == 2 * (1 + 97 // 7) == len(set(recorded_seeds))
-    assert max(recorded_seeds) < fmer.EVAL_SEED and recorded_seeds[0] == 3
+    assert recorded_seeds[0] == 3
+
+
+def test_no_training_episode_has_a_seed_of_evaluations(
+    tmp_path, monkeypatch, recorded_seeds
+):
+    """However many there are: here the seventh would."""
+    monkeypatch.setattr(fmer, "EVAL_SEED", 5_000_017)
+    run(tmp_path)
+    assert len(set(recorded_seeds)) == 14 and max(recorded_seeds) < 5_000_017
 
 
 def test_evaluating_never_changes_training(tmp_path):
@@ -303,7 +324,7 @@ class Countdown(gym.Env):
     action_space = gym.spaces.Box(-1, 1, (2,), np.float32)
 
     def __init__(self, length):
-        self.length = length
+        self.length, self.actions = length, []
 
     def reset(self, seed=None, options=None):
         self.steps = 0
@@ -311,6 +332,7 @@ class Countdown(gym.Env):
 
     def step(self, action):
         self.steps += 1
+        self.actions.append(tuple(action))
         assert self.steps <= self.length, "stepped after its end"
         return np.zeros(3), 1.0, self.steps == self.length, False, {}
 
@@ -320,6 +342,8 @@ def test_evaluation_episodes_of_different_lengths_are_each_run_to_their_end():
     tasks = [gym.wrappers.RecordEpisodeStatistics(Countdown(n)) for n in (3, 1, 5)]
     episodes = fmer.evaluate(agent, tasks)
     assert episodes == [{"return": n, "length": n} for n in (3, 1, 5)]
+    actions = sum((task.unwrapped.actions for task in tasks), [])
+    assert len(set(actions)) == 9, "in one state: by noise of its own in each step"
 
 
 def test_an_evaluation_is_abandoned_when_the_run_is_stopped():
@@ -360,8 +384,13 @@ def test_output_files(tmp_path, capsys):
     losses = "qf_loss qf_values actor_loss flow_matching entropy alpha temperature ess"
     assert tags >= {f"losses/{name}" for name in losses.split()}
     assert tags >= {"eval/return", "eval/length", "charts/SPS"}
-    for name, steps in (("return", range(7, 98, 7)), ("length", range(7, 98, 7))):
-        assert [e.step for e in events.Scalars(f"charts/episodic_{name}")] == list(steps)
+    returns = [e.value for e in events.Scalars("eval/return")]
+    assert returns == pytest.approx(list(result["progress"].eval_returns.values()))
+    rewards = transitions(result["buffer"])[2][:91].view(13, 7).sum(1).tolist()
+    for name, values in (("return", rewards), ("length", [7] * 13)):
+        logged = events.Scalars(f"charts/episodic_{name}")
+        assert [e.step for e in logged] == list(range(7, 98, 7))
+        assert [e.value for e in logged] == pytest.approx(values, rel=1e-5)
     assert [e.step for e in events.Scalars("losses/qf_loss")] == [39, 52, 65, 78, 91]
     (flags,) = events.Tensors("hyperparameters/text_summary")
     (text,) = flags.tensor_proto.string_val
@@ -424,6 +453,12 @@ def test_a_loss_that_is_not_finite_is_named_when_it_is_logged(tmp_path):
         ({"eval_interval": -1}, "--eval-interval"),
         ({"eval_episodes": 0}, "--eval-episodes"),
         ({"seed": -1}, "--seed"),
+        ({"buffer_size": 0}, "--buffer-size"),
+        ({"log_interval": 0}, "--log-interval"),
+        ({"checkpoint_minutes": -1}, "--checkpoint-minutes"),
+        ({"warmup_repeat": 0}, "--warmup-repeat"),
+        ({"num_act_candidates": 0}, "--num-act-candidates"),
+        ({"num_explore_candidates": 0}, "--num-explore-candidates"),
         ({"env_id": "NoSuchTask-v0"}, "NoSuchTask"),
         ({"env_id": "no_such_module:Task-v0"}, "no_such_module"),
         ({"env_id": "not an id"}, "not an id"),

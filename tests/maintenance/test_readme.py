@@ -106,6 +106,36 @@ def test_every_named_test_exists():
         assert f"def {name}(" in TESTS, name
 
 
+def test_the_defaults_are_those_of_the_text():
+    args, kitchen = fmer_continuous.Args(), fmer_kitchen.Args()
+    section = PROSE.split("Defaults of `fmer_continuous.py`.")[1].split("\n\n")[0]
+    text = re.sub(r"\s+", " ", section)
+    for said in (
+        f"N = {args.num_candidates}.",
+        f"K = {args.flow_steps} ",
+        f"M = {args.num_act_candidates}, but {args.num_explore_candidates} in training",
+        f"H̄ = −{-args.target_entropy_scale}·d, ρ = {args.ess_target},",
+        f"width and batch {args.hidden_dim}, policy learning rate 1e-3",
+        f"{args.actor_batch_size} states in a policy update",
+    ):
+        assert said in text, said
+    assert args.batch_size == args.hidden_dim
+    assert args.policy_lr == 1e-3 and args.policy_frequency == 2
+    cleanrl = args.gamma, args.tau, args.buffer_size, args.learning_starts, args.q_lr
+    assert cleanrl == (0.99, 0.005, 1_000_000, 5_000, 1e-3)
+    assert args.exact_entropy and args.autotune and args.autotune_temperature
+    text = re.sub(r"\s+", " ", fmer_kitchen.__doc__)
+    for said in (
+        f"({kitchen.learning_starts:,} random actions, ",
+        f"H̄ = {kitchen.target_entropy_scale:.0f})",
+        f"({kitchen.batch_size} of them)",
+        f"γ = {kitchen.gamma}, layer norm)",
+        f"T starts at {kitchen.temperature}, ρ = {kitchen.ess_target})",
+    ):
+        assert said in text, said
+    assert kitchen.layer_norm and kitchen.normalize_observations
+
+
 def test_it_is_short():
     assert len(README.split()) <= 1_500
 
