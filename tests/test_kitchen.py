@@ -87,6 +87,7 @@ class Chosen(Exception):
         ([], fmer.TASKS),
         (["--num-tasks", "1"], ["microwave"]),
         (["--num-tasks", "4"], ["microwave", "kettle", "bottom burner", "light switch"]),
+        (["--num-tasks", "7"], fmer.TASKS),
         (["--tasks", "kettle", "hinge cabinet"], ["kettle", "hinge cabinet"]),
         (["--tasks", "kettle", "kettle"], ["kettle"]),
     ],

@@ -457,6 +457,9 @@ def test_an_environment_that_changes_the_working_directory(tmp_path, monkeypatch
 # --- Real processes -----------------------------------------------------------------------
 
 
+WARMS_UP_TO_ITS_END = ["--env-id", "envs:Target-v0", "--learning-starts", "1000000"]
+
+
 def start(directory, *flags, **options):
     """fmer_continuous.py, without evaluations."""
     common = ["--run-dir", str(directory), "--no-cuda", "--eval-interval", "0"]
@@ -479,8 +482,7 @@ def hangups_are_heard():
 
 
 def test_a_hangup_stops_a_run_and_its_lock_keeps_others_out(tmp_path, hangups_are_heard):
-    flags = ["--env-id", "envs:Target-v0", "--checkpoint-minutes", "0"]
-    flags += ["--learning-starts", "1000000"]
+    flags = [*WARMS_UP_TO_ITS_END, "--checkpoint-minutes", "0"]
     first = start(tmp_path / "run", *flags)
     wait_for(first, tmp_path / "run" / "checkpoint.pt")
     second = start(tmp_path / "run", *flags, "--resume")
@@ -522,8 +524,7 @@ finally:
 
 def test_signals_that_interrupt_the_handler_of_another_do_not_hang_a_run(tmp_path):
     """As `timeout` sends two, one right after the other."""
-    flags = ["--env-id", "envs:Target-v0", "--checkpoint-minutes", "0"]
-    flags += ["--learning-starts", "1000000"]
+    flags = [*WARMS_UP_TO_ITS_END, "--checkpoint-minutes", "0"]
     process = start(tmp_path / "run", *flags, program=["-c", HANGUPS_INSIDE_THE_HANDLER])
     wait_for(process, tmp_path / "run" / "checkpoint.pt")
     process.send_signal(signal.SIGTERM)
@@ -538,8 +539,7 @@ def test_signals_that_interrupt_the_handler_of_another_do_not_hang_a_run(tmp_pat
 
 def test_a_run_whose_reader_is_gone_is_saved(tmp_path):
     """As in `… 2>&1 | tee log`, where Ctrl-C ends tee as well."""
-    flags = ["--env-id", "envs:Target-v0", "--learning-starts", "1000000"]
-    process = start(tmp_path / "run", *flags)
+    process = start(tmp_path / "run", *WARMS_UP_TO_ITS_END)
     process.stderr.readline()  # of the progress bar: it takes steps
     process.stdout.close()
     process.stderr.close()
