@@ -483,7 +483,8 @@ def test_no_entropy_term_is_a_fixed_alpha_of_zero(fmer):
 def test_self_distillation_holds_the_entropy_of_the_real_policy_at_its_target(
     fmer, monkeypatch
 ):
-    """Uniform weights, target −1 nat per dimension: the actions' histogram agrees."""
+    """Uniform weights, target −1 nat per dimension: the actions' histogram agrees.
+    The steps and rates are those which settle here; another v or t may need more."""
     sizes = SMALL | dict(hidden_dim=32, flow_steps=5, num_candidates=4)
     args = fmer.Args(**sizes, target_entropy_scale=-1.0, policy_lr=5e-3, q_lr=2e-2)
     agent, s = fmer.Agent(1, 2, args), torch.zeros(128, 1)
