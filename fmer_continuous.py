@@ -225,7 +225,7 @@ class TwinQ(nn.Module):
 def sample_path(velocity, s, x0, flow_steps):
     """x_{(k+1)h} = x_{kh} + h·v_θ(s, x_{kh}, kh), h = 1/K.  Eq. (2)
     s (B,S), x0 (B,N,d) -> (K+1,B,N,d), noise [0] to latent action [-1]; no gradient."""
-    h = 1 / flow_steps
+    h = 1 / flow_steps  # another step than Euler's must enter sampler_entropy too
     path = [x0]
     for k in range(flow_steps):
         t = x0.new_full((1,), k * h)
@@ -266,7 +266,7 @@ def sampler_entropy(velocity, s, path, k):
     batch_size, d = path.shape[1:]
     x = path[k, torch.arange(batch_size, device=s.device)].detach().requires_grad_()
     v = velocity(s, x, h * k.unsqueeze(1))  # (B,d)
-    next_x = x + h * v
+    next_x = x + h * v  # the step of sample_path
     eye = torch.eye(d, device=s.device, dtype=s.dtype)
     rows = eye.unsqueeze(1).expand(d, batch_size, d)  # (d,B,d): row i asks for ∂v_i/∂x
     (jacobian,) = torch.autograd.grad(v, x, rows, create_graph=True, is_grads_batched=True)
@@ -310,7 +310,7 @@ class Agent(nn.Module):
     def sample(self, s, num_samples, generator=None):
         """Eq. (2) from fresh noise: s (B,S) -> path (K+1,B,num_samples,d)."""
         shape = (len(s), num_samples, self.dims[1])
-        x0 = torch.randn(shape, device=s.device, generator=generator)
+        x0 = torch.randn(shape, device=s.device, generator=generator)  # N(0,I), as in H_0
         return sample_path(self.velocity, s, x0, self.args.flow_steps)
 
     def observe(self, obs: np.ndarray) -> None:
@@ -356,7 +356,7 @@ class Agent(nn.Module):
         self.q_optimizer.zero_grad()
         q_loss.backward()
         self.q_optimizer.step()
-        return {"qf_loss": q_loss.detach() / 2, "qf_values": q.detach().mean()}
+        return {"qf_loss": q_loss.detach() / len(q), "qf_values": q.detach().mean()}
 
     def update_actor(self, s) -> dict:
         """Alg. 1, lines 7-9: steps on L_π = L_CFM − α·H, log α and log T."""
@@ -368,7 +368,7 @@ class Agent(nn.Module):
             q = self.critic(s.unsqueeze(1), x1.tanh()).mean(0)  # (B,N), Eq. (4)
         weights, ess = candidate_weights(q, temperature)  # Eqs. (4)-(6)
         ess_share = ess.mean() / self.args.num_candidates
-        x0 = torch.randn_like(x1)  # not the noise that led to x1: independent of it
+        x0 = torch.randn_like(x1)  # distributed as in sample, independent of x1's noise
         t = torch.rand_like(x1[..., :1])  # (B,N,1)
         flow_matching = flow_matching_loss(self.velocity, s, x0, x1, t, weights)  # Eq. (7)
         k = torch.randint(self.args.flow_steps, (len(s),), device=s.device)  # per state
@@ -422,7 +422,7 @@ def save_file(path: Path, content: dict | str) -> None:
 
 
 def save_checkpoint(run_dir: Path, agent, buffer, progress) -> None:
-    """All that a resumed run needs to go on as if it had not stopped."""
+    """All that a resumed run needs to go on as if never stopped; of the buffer, rows."""
     content = {"args": asdict(agent.args), "agent": agent.state_dict()}
     content |= {name: getattr(agent, name).state_dict() for name in OPTIMIZERS}
     content["rows"] = buffer.rows[: len(buffer)].to("cpu", copy=True)  # a view saves all
@@ -437,9 +437,9 @@ def load_checkpoint(run_dir: Path, agent, buffer) -> SimpleNamespace:
         if zipfile.ZipFile(run_dir / "checkpoint.pt").testzip():
             raise ValueError("a wrong checksum")
         saved = torch.load(run_dir / "checkpoint.pt", map_location="cpu", weights_only=True)
-        for flag, value in (dict.fromkeys(vars(agent.args)) | saved["args"]).items():
-            if flag not in MAY_CHANGE and getattr(agent.args, flag) != value:
-                raise ValueError(f"--{flag.replace('_', '-')} was {value} at its start")
+        for flag, was in (dict.fromkeys(vars(agent.args), "unset") | saved["args"]).items():
+            if flag not in MAY_CHANGE and getattr(agent.args, flag) != was:
+                raise ValueError(f"--{flag.replace('_', '-')} was {was} at its start")
         agent.load_state_dict(saved["agent"])
         for name in OPTIMIZERS:
             getattr(agent, name).load_state_dict(saved[name])
@@ -550,7 +550,7 @@ def main(args: Args, signals: list | tuple = ()) -> dict:
                 with_actor = step % args.policy_frequency == 0  # Alg. 1, lines 4, 6
                 progress.losses |= agent.update(buffer.sample(args.batch_size), with_actor)
             next_obs, reward, terminated, truncated, info = env.step(action)  # line 11
-            buffer.add(obs, action, reward, next_obs, terminated)
+            buffer.add(obs, action, reward, next_obs, terminated)  # resume: one row a step
             agent.observe(obs)  # used with --normalize-observations
             obs = next_obs
             progress.step = step

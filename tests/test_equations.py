@@ -325,7 +325,7 @@ def test_the_minimiser_is_one_mirror_descent_step(fmer):
     theta = minimum(slopes, steps, 2)
 
     def velocity(s, x, t):
-        return affine(theta[round(t.item() * steps)], x, t)
+        return affine(theta[min(round(t.item() * steps), steps - 1)], x, t)
 
     ends = fmer.sample_path(
         velocity, torch.zeros(1, S), torch.tensor([[[0.0], [1.0]]]), steps
@@ -594,7 +594,7 @@ def test_the_fixed_point_balances_selection_and_diffusion(fmer, alpha, temperatu
             return torch.autograd.grad(loss - alpha * entropy, c)[0]
 
         c = minimum(slopes, steps, 1)
-        field = lambda s, x, t: c[round(t.item() * steps)] * x  # noqa: E731
+        field = lambda s, x, t: c[min(round(t.item() * steps), steps - 1)] * x  # noqa: E731
         return fmer.sample_path(field, torch.zeros(1, S), torch.ones(1, 1, 1), steps)[
             -1
         ].item()

@@ -315,7 +315,7 @@ def test_a_checkpoint_that_lacks_a_flag_or_has_another_is_refused(tmp_path):
     run(fmer_continuous, tmp_path / "run", total_timesteps=5)
     checkpoint = saved(tmp_path / "run")
     tau = checkpoint["args"].pop("tau")
-    for changes, complaint in (({}, "--tau was None"), ({"tau": tau, "rho": 1}, "rho")):
+    for changes, complaint in (({}, "--tau was unset"), ({"tau": tau, "rho": 1}, "rho")):
         checkpoint["args"] |= changes
         torch.save(checkpoint, tmp_path / "run" / "checkpoint.pt")
         with pytest.raises(SystemExit, match=f"^error: cannot resume .*{complaint}"):
